@@ -1,0 +1,93 @@
+# Everything a developer needs: `make help`. Tools and the tests' control plane are built from pinned Go modules into
+# CACHE, outside the checkout and outside the product's go.mod; the second use takes seconds.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+GOLANGCI_LINT_VERSION := v2.15.0
+GOVULNCHECK_VERSION := v1.9.0
+
+CACHE := $(or $(IAM4KUBE_TEST_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/iam4kube)
+# The toolchain is in the path: a linter built by an older Go cannot read the code of a newer one.
+TOOLS := $(CACHE)/tools/$(shell go env GOVERSION)
+GOLANGCI_LINT := $(TOOLS)/golangci-lint-$(GOLANGCI_LINT_VERSION)/golangci-lint
+GOVULNCHECK := $(TOOLS)/govulncheck-$(GOVULNCHECK_VERSION)/govulncheck
+
+MODULES := . test
+# The packages of test/ that need neither root nor an API server.
+TEST_UNIT_PACKAGES := ./fakests/...
+# Further arguments for `go test`, for example: make test TESTFLAGS='-run TestRace -v'
+TESTFLAGS ?=
+
+##@ Build
+.PHONY: build
+build: ## the programs, static, into bin/
+	CGO_ENABLED=0 go build -trimpath -o bin/ ./cmd/...
+
+##@ Test
+.PHONY: test-unit
+test-unit: ## what needs no root and no API server, within a minute
+	go test -race $(TESTFLAGS) ./...
+	cd test && go test -race $(TESTFLAGS) $(TEST_UNIT_PACKAGES)
+
+.PHONY: test
+test: test-unit test-tools ## everything, as root on Debian: real API server, real AWS clients in network namespaces
+	cd test && go test -race -timeout 30m $(TESTFLAGS) ./...
+
+.PHONY: bench
+bench: control-plane ## throughput and latency beside a bare net/http server; wake-up among 10,000 waiting requests
+	cd test && go test -run '^$$' -bench . -benchtime 1x -timeout 60m -v ./bench/...
+
+.PHONY: bench-scale
+bench-scale: control-plane ## memory and time to sync with 50,000 pods and 5,000 ServiceAccounts
+	cd test && go test -run '^$$' -bench . -benchtime 1x -timeout 60m -v ./benchscale/...
+
+.PHONY: demo
+demo: control-plane ## an AWS SDK in a network namespace gets its pod's role from the server on a real API server
+	hack/debian-packages.sh iproute2 nftables
+	cd test && go run ./demo
+
+.PHONY: test-tools
+test-tools: control-plane # what `test` needs and the checkout does not hold
+	hack/debian-packages.sh awscli python3-boto3 iproute2 nftables nodejs npm
+	$(MAKE) test/clients/js/node_modules/.package-lock.json
+
+test/clients/js/node_modules/.package-lock.json: test/clients/js/package-lock.json
+	npm --prefix $(<D) ci --no-audit --no-fund
+
+.PHONY: control-plane
+control-plane: # kube-apiserver and etcd, built once into CACHE
+	hack/debian-packages.sh gcc libc6-dev
+	cd test && go run ./controlplane/cmd/build
+
+##@ Check
+.PHONY: lint
+lint: $(GOLANGCI_LINT) ## golangci-lint, import directions and go.mod, in both modules
+	$(GOLANGCI_LINT) config verify
+	for module in $(MODULES); do (cd $$module && echo "lint $$module" && $(GOLANGCI_LINT) run && go mod tidy -diff); done
+
+.PHONY: fmt
+fmt: $(GOLANGCI_LINT) ## gofumpt and grouped imports, in both modules
+	$(GOLANGCI_LINT) fmt
+
+.PHONY: vuln
+vuln: $(GOVULNCHECK) ## known vulnerabilities in what the programs call; asks vuln.go.dev, or GOVULNDB
+	$(GOVULNCHECK) ./...
+
+.PHONY: clean
+clean: ## remove what was built here; CACHE stays
+	rm -rf bin test/clients/js/node_modules
+
+.PHONY: help
+help: ## this list
+	@awk 'BEGIN { FS = ":.*## " } /^##@ / { print "\n" substr($$0, 5) } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(GOLANGCI_LINT):
+	@echo "building golangci-lint $(GOLANGCI_LINT_VERSION), once, 2 to 5 minutes"
+	CGO_ENABLED=0 GOBIN=$(@D) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION)
+
+$(GOVULNCHECK):
+	@echo "building govulncheck $(GOVULNCHECK_VERSION), once"
+	CGO_ENABLED=0 GOBIN=$(@D) go install golang.org/x/vuln/cmd/govulncheck@$(GOVULNCHECK_VERSION)

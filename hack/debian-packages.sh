@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Makes sure that Debian packages are there: hack/debian-packages.sh NAME...
+# Looks for what each package brings first, so that a machine that has it (from wherever) installs nothing
+# and needs neither root nor a mirror.
+set -euo pipefail
+
+present() {
+	case $1 in
+	awscli) [[ -x /usr/bin/aws ]] ;;
+	python3-boto3) /usr/bin/python3 -c 'import boto3' 2>/dev/null ;;
+	iproute2) command -v ip ;;
+	nftables) command -v nft ;;
+	nodejs) command -v node ;;
+	libc6-dev) [[ -e /usr/include/stdlib.h ]] ;;
+	*) command -v "$1" ;;
+	esac >/dev/null
+}
+
+missing=()
+for package in "$@"; do
+	present "$package" || missing+=("$package")
+done
+((${#missing[@]})) || exit 0
+
+if ((EUID != 0)) || ! command -v apt-get >/dev/null; then
+	echo "missing: ${missing[*]} (names of Debian packages); install them, or run this as root on Debian" >&2
+	exit 1
+fi
+
+echo "installing ${missing[*]}"
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -q
+apt-get install -y -q --no-install-recommends "${missing[@]}"
+
+for package in "${missing[@]}"; do
+	present "$package" || {
+		echo "$package was installed, but what it should bring is still not there" >&2
+		exit 1
+	}
+done

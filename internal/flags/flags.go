@@ -1,0 +1,180 @@
+// Package flags parses command lines the way all programs of iam4kube do: one or
+// two dashes, and for whatever is wrong one line that names the flag and says what
+// it accepts. It does not know what the flags mean.
+package flags
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"math"
+	"net"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Set is the flags of a program.
+type Set struct {
+	flags *flag.FlagSet
+}
+
+// New returns an empty Set.
+func New(program string) *Set {
+	fs := flag.NewFlagSet(program, flag.ContinueOnError)
+	fs.SetOutput(io.Discard) // Parse's error is the only line
+	return &Set{fs}
+}
+
+// ErrHelp is returned by Parse when help was asked for and printed.
+var ErrHelp = flag.ErrHelp
+
+// Parse reads the arguments, or prints all flags with their defaults to help.
+func (s *Set) Parse(arguments []string, help io.Writer) error {
+	err := s.flags.Parse(arguments)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		s.print(help)
+		return ErrHelp
+	case err != nil && strings.HasPrefix(err.Error(), "flag provided but not defined: "):
+		return fmt.Errorf("unknown flag %s, accepted are %s", strings.TrimPrefix(err.Error(), "flag provided but not defined: "), strings.Join(s.names(), ", "))
+	case err != nil:
+		return err
+	case s.flags.NArg() > 0:
+		return fmt.Errorf("unexpected argument %q, only flags are accepted (a switch is set as in --name=false)", s.flags.Arg(0))
+	}
+	return nil
+}
+
+func (s *Set) names() []string {
+	var names []string
+	s.flags.VisitAll(func(f *flag.Flag) { names = append(names, "--"+f.Name) })
+	return names
+}
+
+func (s *Set) print(w io.Writer) {
+	_, _ = fmt.Fprintf(w, "Flags of %s, with their defaults:\n", s.flags.Name())
+	s.flags.VisitAll(func(f *flag.Flag) {
+		_, _ = fmt.Fprintf(w, "  --%s %s\n        %s\n", f.Name, strconv.Quote(f.DefValue), f.Usage)
+	})
+}
+
+// value is a flag whose parse function says in its error what it accepts.
+type value[T any] struct {
+	target *T
+	parse  func(string) (T, error)
+	text   string
+	isBool bool
+}
+
+// Set implements flag.Value.
+func (v *value[T]) Set(text string) error {
+	parsed, err := v.parse(text)
+	if err != nil {
+		return err
+	}
+	*v.target, v.text = parsed, text
+	return nil
+}
+
+// String implements flag.Value.
+func (v *value[T]) String() string { return v.text }
+
+// IsBoolFlag lets a bare --name mean true.
+func (v *value[T]) IsBoolFlag() bool { return v.isBool }
+
+func add[T any](s *Set, v *value[T], name, initial, usage string) {
+	if err := v.Set(initial); err != nil {
+		panic(fmt.Sprintf("default of --%s: %v", name, err))
+	}
+	s.flags.Var(v, name, usage)
+}
+
+// String adds a flag that accepts any text.
+func (s *Set) String(target *string, name, initial, usage string) {
+	add(s, &value[string]{target: target, parse: func(text string) (string, error) { return text, nil }}, name, initial, usage)
+}
+
+// Choice adds a flag that accepts one of the choices.
+func (s *Set) Choice(target *string, name, initial string, choices []string, usage string) {
+	accepted := strings.Join(choices, ", ")
+	add(s, &value[string]{target: target, parse: func(text string) (string, error) {
+		if !slices.Contains(choices, text) {
+			return "", errors.New("want one of " + accepted)
+		}
+		return text, nil
+	}}, name, initial, usage+": "+accepted)
+}
+
+// File adds a flag that accepts the path of a file that can be read, or nothing.
+func (s *Set) File(target *string, name, usage string) {
+	add(s, &value[string]{target: target, parse: func(text string) (string, error) {
+		if text == "" {
+			return "", nil
+		}
+		f, err := os.Open(text)
+		if err != nil {
+			return "", fmt.Errorf("want a readable file: %w", err)
+		}
+		return text, f.Close()
+	}}, name, "", usage)
+}
+
+// Address adds a flag that accepts what a TCP listener can listen on.
+func (s *Set) Address(target *string, name, initial, usage string) {
+	add(s, &value[string]{target: target, parse: func(text string) (string, error) {
+		host, port, err := net.SplitHostPort(text)
+		if number, portErr := strconv.ParseUint(port, 10, 16); err != nil || portErr != nil || number > math.MaxUint16 ||
+			host != "" && net.ParseIP(host) == nil {
+			return "", errors.New("want [IP]:PORT, such as :8080 or 127.0.0.1:8080")
+		}
+		return text, nil
+	}}, name, initial, usage)
+}
+
+// Duration adds a flag that accepts a duration from least to most.
+func (s *Set) Duration(target *time.Duration, name, initial string, least, most time.Duration, usage string) {
+	add(s, &value[time.Duration]{target: target, parse: func(text string) (time.Duration, error) {
+		d, err := time.ParseDuration(text)
+		if err != nil || d < least || d > most {
+			return 0, fmt.Errorf("want a duration from %v to %v, such as 15s or 1h", least, most)
+		}
+		return d, nil
+	}}, name, initial, usage)
+}
+
+// Int adds a flag that accepts a whole number from least to most.
+func (s *Set) Int(target *int, name, initial string, least, most int, usage string) {
+	add(s, &value[int]{target: target, parse: func(text string) (int, error) {
+		n, err := strconv.Atoi(text)
+		if err != nil || n < least || n > most {
+			return 0, fmt.Errorf("want a whole number from %d to %d", least, most)
+		}
+		return n, nil
+	}}, name, initial, usage)
+}
+
+// Float adds a flag that accepts a number from least to most.
+func (s *Set) Float(target *float64, name, initial string, least, most float64, usage string) {
+	add(s, &value[float64]{target: target, parse: func(text string) (float64, error) {
+		n, err := strconv.ParseFloat(text, 64)
+		if err != nil || !(n >= least && n <= most) { // not n < least: NaN is neither
+			return 0, fmt.Errorf("want a number from %v to %v", least, most)
+		}
+		return n, nil
+	}}, name, initial, usage)
+}
+
+// Bool adds a switch.
+func (s *Set) Bool(target *bool, name, initial, usage string) {
+	add(s, &value[bool]{target: target, isBool: true, parse: func(text string) (bool, error) {
+		b, err := strconv.ParseBool(text)
+		if err != nil {
+			return false, errors.New("want true or false")
+		}
+		return b, nil
+	}}, name, initial, usage)
+}

@@ -1,0 +1,152 @@
+// Package kube connects a program to the Kubernetes API: client configuration,
+// and resources that are followed with list and watch into whatever store the
+// program wants, with a judgement of whether those watches are alive. It does not
+// know what the resources mean.
+package kube
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"time"
+
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+)
+
+const (
+	// dialTimeout is short because a dial into a dead network is repeated: the
+	// sooner one ends, the sooner the next one finds the network alive again.
+	dialTimeout = 2 * time.Second
+	// helloTimeout ends a connection whose other side accepts and then is silent.
+	helloTimeout = 3 * time.Second
+	// pingAfter and pingTimeout, in whole seconds, find a dead connection below an
+	// open watch. client-go's own values, 30 and 15, would leave pods' events
+	// unseen for that long after a network is back.
+	pingAfter   = "5"
+	pingTimeout = "5"
+)
+
+// Config returns the configuration for the API server that kubeconfig names; for
+// an empty path it is the one that pods get. Every answer and every failure to
+// get one is told to reach.
+func Config(kubeconfig, userAgent string, reach *Reach) (*rest.Config, error) {
+	// client-go takes these two from the environment and from nowhere else.
+	for name, value := range map[string]string{"HTTP2_READ_IDLE_TIMEOUT_SECONDS": pingAfter, "HTTP2_PING_TIMEOUT_SECONDS": pingTimeout} {
+		if err := os.Setenv(name, cmp.Or(os.Getenv(name), value)); err != nil {
+			return nil, err
+		}
+	}
+	cfg, err := load(kubeconfig)
+	if err != nil {
+		return nil, err
+	}
+	cfg.UserAgent = userAgent
+	cfg.ContentType = "application/vnd.kubernetes.protobuf"
+	cfg.AcceptContentTypes = "application/vnd.kubernetes.protobuf,application/json"
+	cfg.QPS, cfg.Burst = 50, 100
+	cfg.Dial = dial
+	cfg.Wrap(func(next http.RoundTripper) http.RoundTripper { return reachTransport{next, reach} })
+	return cfg, nil
+}
+
+func load(kubeconfig string) (*rest.Config, error) {
+	if kubeconfig != "" {
+		cfg, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+		if err != nil {
+			return nil, fmt.Errorf("--kubeconfig %q: %w", kubeconfig, err)
+		}
+		return cfg, nil
+	}
+	cfg, err := rest.InClusterConfig()
+	if err != nil {
+		return nil, fmt.Errorf("not in a pod, so --kubeconfig is needed: %w", err)
+	}
+	return cfg, nil
+}
+
+func dial(ctx context.Context, network, address string) (net.Conn, error) {
+	c, err := (&net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second}).DialContext(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.SetReadDeadline(time.Now().Add(helloTimeout)); err != nil {
+		_ = c.Close()
+		return nil, err
+	}
+	return &helloConn{Conn: c}, nil
+}
+
+// helloConn lifts the deadline of dial with the first bytes of the other side;
+// from then on HTTP/2 pings watch over the connection.
+type helloConn struct {
+	net.Conn
+	hello sync.Once
+}
+
+// Read implements net.Conn.
+func (c *helloConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if n > 0 {
+		c.hello.Do(func() { err = cmp.Or(err, c.SetReadDeadline(time.Time{})) })
+	}
+	return n, err
+}
+
+// Reach knows since when the API server answers, whatever it answers.
+type Reach struct {
+	mu    sync.Mutex
+	since time.Time
+}
+
+// For is how long the API server has been answering, or 0 if the last request had
+// no answer.
+func (r *Reach) For(now time.Time) time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.since.IsZero() {
+		return 0
+	}
+	return now.Sub(r.since)
+}
+
+func (r *Reach) record(answered bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case !answered:
+		r.since = time.Time{}
+	case r.since.IsZero():
+		r.since = time.Now()
+	}
+}
+
+type reachTransport struct {
+	next  http.RoundTripper
+	reach *Reach
+}
+
+// RoundTrip implements http.RoundTripper.
+func (t reachTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+	response, err := t.next.RoundTrip(r)
+	if err == nil {
+		t.reach.record(true)
+	} else if r.Context().Err() == nil {
+		t.reach.record(false)
+	}
+	return response, err
+}
+
+// HTTPClient returns the client that all API clients of a program share, so that
+// they share one HTTP/2 connection too.
+func HTTPClient(cfg *rest.Config) (*http.Client, error) {
+	client, err := rest.HTTPClientFor(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("make a client for the API server: %w", err)
+	}
+	return client, nil
+}

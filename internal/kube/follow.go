@@ -1,0 +1,132 @@
+package kube
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/tools/cache"
+)
+
+// Resource is a kind of object to follow. O is what the API server sends, T the
+// little that the program keeps of it.
+type Resource[O runtime.Object, T any] struct {
+	// Name is the resource's plural, as in URLs; it is a metric label.
+	Name string
+	// Selector limits what the API server sends.
+	Selector func(*metav1.ListOptions)
+	List     func(context.Context, metav1.ListOptions) (runtime.Object, error)
+	Watch    func(context.Context, metav1.ListOptions) (watch.Interface, error)
+	Keep     func(O) T
+	Sink     Sink[T]
+}
+
+// Sink receives a resource's state, from one goroutine.
+type Sink[T any] interface {
+	// Replace says that these objects exist, and no others. It comes first, and
+	// again whenever the watch had to start anew: what is missing in it was deleted
+	// in a moment that nobody saw.
+	Replace([]T)
+	// Set says that the object was created or changed.
+	Set(T)
+	// Delete says that the object is gone, with its last state.
+	Delete(T)
+}
+
+// pageSize limits what an API server without streaming lists sends at once.
+const pageSize = 500
+
+// Follow adds the resource to the watches and returns a function that tells the
+// sink about it until its context ends.
+//
+// It is a client-go Reflector with a store of our own in place of an informer's
+// queue, index and whole objects: an event reaches the sink in one call, and what
+// Keep leaves out is garbage before the next event is decoded.
+func Follow[O runtime.Object, T any](w *Watches, r Resource[O, T]) func(context.Context) error {
+	s := &store[O, T]{resource: r, activity: w.add(r.Name)}
+	lw := &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
+			if options.ResourceVersion == "0" {
+				// From its cache the API server would send one page with everything.
+				options.ResourceVersion = ""
+			}
+			r.Selector(&options)
+			return r.List(ctx, options)
+		},
+		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
+			r.Selector(&options)
+			return r.Watch(ctx, options)
+		},
+	}
+	var object O
+	reflector := cache.NewReflectorWithOptions(lw, object, s, cache.ReflectorOptions{
+		Name: r.Name,
+		// client-go's cap of 30 s would be the time to recover from an outage.
+		Backoff: &wait.Backoff{Duration: 200 * time.Millisecond, Factor: 2, Jitter: 0.5, Cap: time.Second, Steps: 10},
+	})
+	reflector.WatchListPageSize = pageSize
+	return func(ctx context.Context) error {
+		reflector.RunWithContext(ctx)
+		return nil
+	}
+}
+
+// store is what the Reflector writes to.
+type store[O runtime.Object, T any] struct {
+	resource Resource[O, T]
+	activity *activity
+}
+
+// Transformer shrinks what the Reflector collects during a streaming list.
+func (s *store[O, T]) Transformer() cache.TransformFunc {
+	return func(object any) (any, error) { return s.keep(object) }
+}
+
+func (s *store[O, T]) keep(object any) (T, error) {
+	switch o := object.(type) {
+	case O:
+		return s.resource.Keep(o), nil
+	case T:
+		return o, nil
+	}
+	var none T
+	return none, fmt.Errorf("%T among the %s", object, s.resource.Name)
+}
+
+func (s *store[O, T]) each(object any, do func(T)) error {
+	kept, err := s.keep(object)
+	if err != nil {
+		return err
+	}
+	do(kept)
+	s.activity.heard(false)
+	return nil
+}
+
+func (s *store[O, T]) Add(object any) error    { return s.each(object, s.resource.Sink.Set) }
+func (s *store[O, T]) Update(object any) error { return s.each(object, s.resource.Sink.Set) }
+func (s *store[O, T]) Delete(object any) error { return s.each(object, s.resource.Sink.Delete) }
+func (s *store[O, T]) Resync() error           { return nil }
+
+func (s *store[O, T]) Bookmark(string) error {
+	s.activity.heard(false)
+	return nil
+}
+
+func (s *store[O, T]) Replace(objects []any, _ string) error {
+	all := make([]T, 0, len(objects))
+	for _, object := range objects {
+		kept, err := s.keep(object)
+		if err != nil {
+			return err
+		}
+		all = append(all, kept)
+	}
+	s.resource.Sink.Replace(all)
+	s.activity.heard(true)
+	return nil
+}

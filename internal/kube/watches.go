@@ -1,0 +1,166 @@
+package kube
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"k8s.io/client-go/rest"
+)
+
+const (
+	// silentAfter is when a watch without an event counts as broken. The API server
+	// sends a bookmark about every minute.
+	silentAfter = 2 * time.Minute
+	// probeAfter is when a silent watch makes Run ask whether the API server answers.
+	// It is longer than the time between two bookmarks, so that nothing is asked
+	// while all is well.
+	probeAfter   = 90 * time.Second
+	probeEvery   = 10 * time.Second
+	probeTimeout = 5 * time.Second
+	// resumeWithin is how long the API server has to answer again before a silent
+	// watch is held against this program: after an outage of any length the watches
+	// need a moment.
+	resumeWithin = 30 * time.Second
+)
+
+// Watches are the watches of a program. The zero value is not usable.
+type Watches struct {
+	reach  *Reach
+	client rest.Interface
+
+	mu     sync.Mutex
+	all    []*activity
+	broken bool
+}
+
+// activity is when something was last heard on one watch.
+type activity struct {
+	resource string
+	last     atomic.Int64 // Unix time in nanoseconds, 0 before the first sync
+	synced   chan struct{}
+	once     sync.Once
+}
+
+func (a *activity) heard(sync bool) {
+	a.last.Store(time.Now().UnixNano())
+	if sync {
+		a.once.Do(func() { close(a.synced) })
+	}
+}
+
+// NewWatches returns an empty set. client is asked whether the API server answers.
+func NewWatches(reach *Reach, client rest.Interface, registry prometheus.Registerer) *Watches {
+	w := &Watches{reach: reach, client: client}
+	registry.MustRegister(w)
+	return w
+}
+
+func (w *Watches) add(resource string) *activity {
+	a := &activity{resource: resource, synced: make(chan struct{})}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.all = append(w.all, a)
+	return a
+}
+
+// Sync waits until every watch that was added so far has its first full state.
+func (w *Watches) Sync(ctx context.Context) error {
+	w.mu.Lock()
+	all := w.all
+	w.mu.Unlock()
+	for _, a := range all {
+		select {
+		case <-a.synced:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// Run asks whether the API server answers while a watch is silent, until ctx ends.
+func (w *Watches) Run(ctx context.Context) error {
+	ticker := time.NewTicker(probeEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case now := <-ticker.C:
+			if len(w.silent(now, probeAfter)) > 0 {
+				probe, cancel := context.WithTimeout(ctx, probeTimeout)
+				// Reach is told the outcome by the client's transport.
+				_ = w.client.Get().AbsPath("/version").Do(probe).Error()
+				cancel()
+			}
+		}
+	}
+}
+
+// silent lists the resources of which nothing was heard for so long.
+func (w *Watches) silent(now time.Time, long time.Duration) []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.silentLocked(now, long)
+}
+
+func (w *Watches) silentLocked(now time.Time, long time.Duration) []string {
+	var silent []string
+	for _, a := range w.all {
+		if last := a.last.Load(); last != 0 && now.Sub(time.Unix(0, last)) > long {
+			silent = append(silent, a.resource)
+		}
+	}
+	return silent
+}
+
+// Broken says which watches have been silent for two minutes although the API
+// server answers, nil if none. While it does not answer, the judgement stays what
+// it was: in a total outage nobody is served better by taking replicas away.
+func (w *Watches) Broken() error {
+	now := time.Now()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	silent := w.silentLocked(now, silentAfter)
+	if len(silent) == 0 {
+		w.broken = false
+	} else if w.reach.For(now) >= resumeWithin {
+		w.broken = true
+	}
+	if !w.broken {
+		return nil
+	}
+	return fmt.Errorf("the API server answers, but nothing came from the watch of %s for over %v", strings.Join(silent, ", "), silentAfter)
+}
+
+var (
+	syncedDesc = prometheus.NewDesc("iam4kube_informer_synced",
+		"1 once the first full list of the resource has arrived.", []string{"resource"}, nil)
+	lastHeardDesc = prometheus.NewDesc("iam4kube_watch_last_event_timestamp_seconds",
+		"When the last list, event or bookmark of the resource arrived; bookmarks come about once a minute.", []string{"resource"}, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (w *Watches) Describe(ch chan<- *prometheus.Desc) {
+	ch <- syncedDesc
+	ch <- lastHeardDesc
+}
+
+// Collect implements prometheus.Collector.
+func (w *Watches) Collect(ch chan<- prometheus.Metric) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, a := range w.all {
+		synced, last := 0.0, a.last.Load()
+		if last != 0 {
+			synced = 1
+		}
+		ch <- prometheus.MustNewConstMetric(syncedDesc, prometheus.GaugeValue, synced, a.resource)
+		ch <- prometheus.MustNewConstMetric(lastHeardDesc, prometheus.GaugeValue, float64(last)/1e9, a.resource)
+	}
+}

@@ -1,0 +1,252 @@
+// Package credentials keeps credentials for every role that is in use. It owns
+// when STS is asked and for which role first: prefetch, refresh, back-off, and
+// order at the limiter. It does not know pods or requests, nor how AssumeRole is
+// called.
+package credentials
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
+	"github.com/iam4kube/iam4kube/internal/logging"
+	"github.com/iam4kube/iam4kube/internal/server/role"
+	"github.com/iam4kube/iam4kube/internal/server/sts"
+	"github.com/iam4kube/iam4kube/internal/server/waiting"
+)
+
+// STS is what the Cache needs of STS; *sts.Client is it.
+type STS interface {
+	// Admit waits for a place at the limiter.
+	Admit(ctx context.Context) (context.Context, error)
+	// AssumeRole makes one attempt with the context that Admit returned. Its error
+	// is an *sts.Error.
+	AssumeRole(ctx context.Context, r role.Role) (*sts.Credentials, error)
+}
+
+// Cache has the credentials of every wanted role. Its methods may be called from
+// any goroutine.
+type Cache struct {
+	sts STS
+	hub *waiting.Hub
+	log *zap.Logger
+	// work tells the dispatcher that something may have become due.
+	work chan struct{}
+	// attempts are joined by Run.
+	attempts sync.WaitGroup
+
+	mu         sync.RWMutex
+	entries    map[role.Role]*entry
+	namespaces map[string]*namespace
+	// turn counts the dispatched attempts, for fairness among namespaces.
+	turn uint64
+	// unfilled are the roles that Filled still waits for; nil before Fill.
+	unfilled map[role.Role]struct{}
+	filled   chan struct{}
+}
+
+// entry is one wanted role. Its fields are guarded by Cache.mu.
+type entry struct {
+	role      role.Role
+	namespace *namespace
+	issued    *Issued
+	// failure is the last attempt's, nil after a success or before any attempt.
+	failure  *sts.Error
+	failures int
+	tried    bool
+	inFlight bool
+	// due is when the next attempt may start, triedAt when the last one ended.
+	due, triedAt time.Time
+}
+
+// New returns a Cache in which roles that somebody waits for are the keys of hub.
+func New(client STS, hub *waiting.Hub, registry prometheus.Registerer, log *zap.Logger) *Cache {
+	c := &Cache{
+		sts:        client,
+		hub:        hub,
+		log:        log,
+		work:       make(chan struct{}, 1),
+		entries:    map[role.Role]*entry{},
+		namespaces: map[string]*namespace{},
+		filled:     make(chan struct{}),
+	}
+	registry.MustRegister(collector{c})
+	return c
+}
+
+// Want adds a role: its credentials are fetched and kept fresh until Drop.
+func (c *Cache) Want(r role.Role) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.entries[r] != nil {
+		return
+	}
+	ns := c.namespaces[r.Namespace]
+	if ns == nil {
+		ns = &namespace{}
+		c.namespaces[r.Namespace] = ns
+	}
+	ns.roles++
+	c.entries[r] = &entry{role: r, namespace: ns}
+	c.Nudge()
+}
+
+// Drop forgets a role and its credentials. An attempt under way comes to nothing.
+func (c *Cache) Drop(r role.Role) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.entries[r]
+	if e == nil {
+		return
+	}
+	delete(c.entries, r)
+	if e.namespace.roles--; e.namespace.roles == 0 {
+		delete(c.namespaces, r.Namespace)
+	}
+	c.markFilled(r)
+}
+
+// Get returns the credentials of a role if it has any that are still valid, or
+// else why the last attempt failed; both are nil while there is nothing to say yet.
+func (c *Cache) Get(r role.Role) (*Issued, *sts.Error) {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	e := c.entries[r]
+	if e == nil {
+		return nil, nil
+	}
+	if e.issued.valid(time.Now()) {
+		return e.issued, nil
+	}
+	return nil, e.failure
+}
+
+// Nudge lets the dispatcher look again at what is due. Call it after a waiter has
+// begun to watch a role.
+func (c *Cache) Nudge() {
+	select {
+	case c.work <- struct{}{}:
+	default:
+	}
+}
+
+// Fill marks the roles that are wanted now: Filled is closed when each of them
+// has had one finished attempt, whatever its outcome, or is dropped.
+func (c *Cache) Fill() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.unfilled = map[role.Role]struct{}{}
+	for r, e := range c.entries {
+		if !e.tried {
+			c.unfilled[r] = struct{}{}
+		}
+	}
+	if len(c.unfilled) == 0 {
+		close(c.filled)
+	}
+}
+
+// Filled is closed once the roles that Fill saw have been tried.
+func (c *Cache) Filled() <-chan struct{} { return c.filled }
+
+// markFilled needs mu.
+func (c *Cache) markFilled(r role.Role) {
+	if _, waiting := c.unfilled[r]; waiting {
+		delete(c.unfilled, r)
+		if len(c.unfilled) == 0 {
+			close(c.filled)
+		}
+	}
+}
+
+// attempt calls STS once for an entry that take has marked.
+func (c *Cache) attempt(ctx context.Context, e *entry) {
+	result, err := c.sts.AssumeRole(ctx, e.role)
+	if ctx.Err() != nil {
+		return // the server stops; whatever came back serves nobody
+	}
+	c.mu.Lock()
+	c.finish(e, result, err)
+	failure, failures := e.failure, e.failures
+	c.mu.Unlock()
+	c.hub.Wake(e.role)
+	c.Nudge()
+	c.report(e.role, result, failure, failures)
+}
+
+// finish needs mu.
+func (c *Cache) finish(e *entry, result *sts.Credentials, err error) {
+	now := time.Now()
+	e.inFlight, e.tried, e.triedAt = false, true, now
+	c.markFilled(e.role)
+	if err != nil {
+		e.failure = asFailure(err)
+		e.failures++
+		e.due = now.Add(e.pause(now))
+		return
+	}
+	e.failure, e.failures = nil, 0
+	e.issued = newIssued(result)
+	// Half of the life is over at the earliest, and 0.6 of it at the latest: with
+	// an hour that leaves 24 to 30 minutes, with 15 minutes it leaves 6 to 7.5. The
+	// jitter keeps roles that were fetched together from being refreshed together.
+	life := result.Expiration.Sub(now)
+	e.due = now.Add(time.Duration(float64(life) * (0.5 + 0.1*rand.Float64())))
+}
+
+const (
+	firstBackOff = time.Second
+	maxBackOff   = 5 * time.Minute
+)
+
+// pause is the time from a failed attempt to the next. Where STS may be back any
+// moment, credentials that are still valid do not expire in the middle of a long
+// back-off: there are always some attempts left until then.
+func (e *entry) pause(now time.Time) time.Duration {
+	pause := backOff(e.failures)
+	if e.failure.Kind != sts.Denied && e.issued.valid(now) {
+		pause = min(pause, max(e.issued.Expiration.Sub(now)/4, firstBackOff))
+	}
+	return pause
+}
+
+// backOff is the time to the next attempt after so many failures in a row: doubled
+// each time, and up to a quarter less, so that what failed together does not
+// return together.
+func backOff(failures int) time.Duration {
+	d := maxBackOff
+	if shift := failures - 1; shift < 10 {
+		d = min(firstBackOff<<shift, maxBackOff)
+	}
+	return d - time.Duration(rand.Int64N(int64(d/4)))
+}
+
+// asFailure unwraps what STS's method promises to return.
+func asFailure(err error) *sts.Error {
+	var failure *sts.Error
+	if errors.As(err, &failure) {
+		return failure
+	}
+	return &sts.Error{Kind: sts.Unavailable, Message: err.Error()}
+}
+
+// report writes the one log line of an attempt.
+func (c *Cache) report(r role.Role, result *sts.Credentials, failure *sts.Error, failures int) {
+	fields := logging.Role(r.Namespace, r.ServiceAccount, r.ARN, r.SessionName)
+	switch {
+	case failure == nil:
+		c.log.Info("assumed role", append(fields,
+			zap.String(logging.AccessKeyID, result.AccessKeyID), zap.Time(logging.Expiration, result.Expiration))...)
+	case failure.Kind == sts.Identity:
+		c.log.Error("STS refuses the server's own credentials", append(fields,
+			zap.String(logging.Code, failure.Code), zap.NamedError(logging.Cause, failure.Cause))...)
+	default:
+		c.log.Warn("could not assume role", append(fields, zap.String(logging.Kind, string(failure.Kind)),
+			zap.Error(failure), zap.Int(logging.Failures, failures))...)
+	}
+}

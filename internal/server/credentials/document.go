@@ -1,0 +1,53 @@
+package credentials
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/iam4kube/iam4kube/internal/server/sts"
+)
+
+// Issued are credentials together with the answer that hands them out.
+type Issued struct {
+	sts.Credentials
+	// document holds the secrets in clear text. It is unexported so that no encoder
+	// sees it.
+	document []byte
+}
+
+// Document is the JSON of EC2's metadata service for an instance role, with the
+// secrets in clear text. It is made once per refresh; do not change it.
+func (i *Issued) Document() []byte { return i.document }
+
+// expirationFormat is the only one that every SDK reads: no fraction, and Z.
+const expirationFormat = "2006-01-02T15:04:05Z"
+
+func newIssued(c *sts.Credentials) *Issued {
+	// The fields and their order are those of
+	// https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instance-metadata-security-credentials.html
+	document, err := json.MarshalIndent(struct {
+		Code, LastUpdated, Type, AccessKeyId, SecretAccessKey, Token, Expiration string //nolint:revive // EC2's names
+	}{
+		"Success", c.Issued.UTC().Format(expirationFormat), "AWS-HMAC",
+		c.AccessKeyID, c.SecretAccessKey.Reveal(), c.SessionToken.Reveal(),
+		c.Expiration.UTC().Format(expirationFormat),
+	}, "", "  ")
+	if err != nil {
+		panic(err) // strings always marshal
+	}
+	return &Issued{Credentials: *c, document: document}
+}
+
+// valid reports whether the credentials can be handed out; nil cannot.
+func (i *Issued) valid(now time.Time) bool {
+	return i != nil && i.Expiration.After(now)
+}
+
+// String shows neither the secrets nor the document.
+func (i *Issued) String() string {
+	return fmt.Sprintf("%s, valid until %s", i.AccessKeyID, i.Expiration.Format(time.RFC3339))
+}
+
+// GoString is String, for the same reason.
+func (i *Issued) GoString() string { return i.String() }

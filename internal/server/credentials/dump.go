@@ -1,0 +1,42 @@
+package credentials
+
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	"github.com/iam4kube/iam4kube/internal/server/role"
+)
+
+// RoleState is a role in a dump. It holds no secret.
+type RoleState struct {
+	Role        role.Role
+	State       string
+	AccessKeyID string     `json:",omitempty"`
+	Expiration  *time.Time `json:",omitempty"`
+	NextAttempt time.Time
+	Failures    int    `json:",omitempty"`
+	Failure     string `json:",omitempty"`
+}
+
+// Dump lists the wanted roles by session name. State is that of iam4kube_roles.
+func (c *Cache) Dump() []RoleState {
+	now := time.Now()
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	states := make([]RoleState, 0, len(c.entries))
+	for _, e := range c.entries {
+		state := RoleState{Role: e.role, State: e.state(now), NextAttempt: e.due, Failures: e.failures}
+		if e.issued != nil {
+			state.AccessKeyID, state.Expiration = e.issued.AccessKeyID, &e.issued.Expiration
+		}
+		if e.failure != nil {
+			state.Failure = e.failure.Error()
+		}
+		states = append(states, state)
+	}
+	slices.SortFunc(states, func(a, b RoleState) int {
+		return cmp.Or(cmp.Compare(a.Role.SessionName, b.Role.SessionName), cmp.Compare(a.Role.ARN, b.Role.ARN))
+	})
+	return states
+}

@@ -1,0 +1,105 @@
+package identity
+
+import (
+	"errors"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/iam4kube/iam4kube/internal/server/role"
+)
+
+// ServiceAccount is what is kept of a Kubernetes ServiceAccount.
+type ServiceAccount struct {
+	Namespace, Name string
+	// Annotations are those that package role reads.
+	Annotations map[string]string
+}
+
+func (s *ServiceAccount) key() types.NamespacedName {
+	return types.NamespacedName{Namespace: s.Namespace, Name: s.Name}
+}
+
+// account is the state of a ServiceAccount that exists or that pods name.
+type account struct {
+	// exists is false before it is seen and after it is deleted.
+	exists bool
+	// role is what its annotations say. It outlives the ServiceAccount as long as
+	// pods do: those that terminate are still served.
+	role *role.Role
+	// err is why its annotations give no role.
+	err *role.AnnotationError
+	// pods is how many pods name it.
+	pods int
+}
+
+func keepServiceAccount(s *metav1.PartialObjectMetadata) *ServiceAccount {
+	kept := &ServiceAccount{Namespace: shared(s.Namespace), Name: s.Name}
+	for _, name := range []string{role.AnnotationARN, role.AnnotationExternalID, role.AnnotationDuration} {
+		if value := s.Annotations[name]; value != "" {
+			if kept.Annotations == nil {
+				kept.Annotations = map[string]string{}
+			}
+			kept.Annotations[name] = value
+		}
+	}
+	return kept
+}
+
+// setAccount takes over what the annotations say now. It needs mu.
+func (x *Index) setAccount(s *ServiceAccount) {
+	a := x.accounts[s.key()]
+	if a == nil {
+		a = &account{}
+		x.accounts[s.key()] = a
+	}
+	a.exists = true
+	next, err := role.FromAnnotations(s.Namespace, s.Name, s.Annotations, x.defaultDuration)
+	before := a.err
+	a.err = nil
+	if errors.As(err, &a.err) && (before == nil || *before != *a.err) {
+		x.reportPods(s.key(), a.err)
+	}
+	x.setRole(a, next)
+}
+
+// setRole tells which role is in use now. It keeps the pointer of a role that has
+// not changed.
+func (x *Index) setRole(a *account, next *role.Role) {
+	if a.role != nil && next != nil && *a.role == *next {
+		return
+	}
+	if next != nil {
+		x.roles.Want(*next)
+	}
+	if a.role != nil {
+		x.roles.Drop(*a.role)
+	}
+	a.role = next
+}
+
+// removeAccount needs mu.
+func (x *Index) removeAccount(key types.NamespacedName) {
+	if a := x.accounts[key]; a != nil {
+		a.exists, a.err = false, nil
+		x.release(key)
+	}
+}
+
+// release forgets an account that neither exists nor has pods. It needs mu.
+func (x *Index) release(key types.NamespacedName) {
+	if a := x.accounts[key]; !a.exists && a.pods == 0 {
+		x.setRole(a, nil)
+		delete(x.accounts, key)
+	}
+}
+
+// reportPods looks at all pods: a wrong annotation is rare, and an index of pods
+// by ServiceAccount would cost memory for every pod. It needs mu.
+func (x *Index) reportPods(key types.NamespacedName, err *role.AnnotationError) {
+	for _, p := range x.pods {
+		if p.account() == key && !p.Ended {
+			x.observer.BadAnnotation(p, err)
+		}
+	}
+}

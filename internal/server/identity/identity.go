@@ -1,0 +1,234 @@
+// Package identity answers who calls: source address → Pod → ServiceAccount →
+// role. It owns the indexes of pods, ServiceAccounts and nodes, and the rules by
+// which an address belongs to a pod. It does not know requests or credentials; it
+// tells which roles are in use, and wakes who waits for an address or a
+// ServiceAccount.
+package identity
+
+import (
+	"errors"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/iam4kube/iam4kube/internal/server/role"
+	"github.com/iam4kube/iam4kube/internal/server/waiting"
+)
+
+// ErrNodeAddress is the refusal of a source address that belongs to a node: a
+// hostNetwork pod, or a pod whose traffic is masqueraded on its way. Whose request
+// it is cannot be told.
+var ErrNodeAddress = errors.New("the source address is a node's")
+
+// Roles hears which roles are in use; *credentials.Cache does.
+type Roles interface {
+	Want(role.Role)
+	Drop(role.Role)
+}
+
+// Observer hears of pods; *podevents.Recorder does. Its methods do not block.
+type Observer interface {
+	// BadAnnotation says that a pod has no role because of its ServiceAccount.
+	BadAnnotation(pod *Pod, err *role.AnnotationError)
+	// Gone says that a pod does not exist any more.
+	Gone(pod *Pod)
+}
+
+// Index knows the callers. Its methods may be called from any goroutine.
+type Index struct {
+	hub             *waiting.Hub
+	roles           Roles
+	observer        Observer
+	defaultDuration time.Duration
+
+	mu sync.RWMutex
+	// listed is set with the first full list of pods.
+	listed    bool
+	pods      map[types.NamespacedName]*Pod
+	addresses map[netip.Addr][]*Pod
+	// hosts counts the pods that name an address as their node's.
+	hosts    map[netip.Addr]int
+	accounts map[types.NamespacedName]*account
+	nodes    map[string]Node
+}
+
+// New returns an empty Index. Waiters of hub wait for the keys that Caller names.
+func New(hub *waiting.Hub, roles Roles, observer Observer, defaultDuration time.Duration, registry prometheus.Registerer) *Index {
+	x := &Index{
+		hub: hub, roles: roles, observer: observer, defaultDuration: defaultDuration,
+		pods:      map[types.NamespacedName]*Pod{},
+		addresses: map[netip.Addr][]*Pod{},
+		hosts:     map[netip.Addr]int{},
+		accounts:  map[types.NamespacedName]*account{},
+		nodes:     map[string]Node{},
+	}
+	registry.MustRegister(collector{x})
+	return x
+}
+
+// Caller is what is known at one moment of whoever uses an address.
+type Caller struct {
+	// Pod is nil while Missing is waiting.Pod or waiting.SinglePod.
+	Pod *Pod
+	// Role is the pod's role, nil while something is missing or Err is set.
+	Role *role.Role
+	// Missing is the next piece that has to appear, empty if nothing has to.
+	Missing waiting.Piece
+	// Err is a refusal that waiting does not change: ErrNodeAddress, or an
+	// *role.AnnotationError.
+	Err error
+}
+
+// Keys are what to watch to learn of any change to the Caller on the address.
+func (c Caller) Keys(address netip.Addr) []any {
+	if c.Pod == nil {
+		return []any{address}
+	}
+	return []any{address, c.Pod.account()}
+}
+
+// Lookup answers who uses the address.
+func (x *Index) Lookup(address netip.Addr) Caller {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	if x.hosts[address] > 0 {
+		return Caller{Err: ErrNodeAddress}
+	}
+	pod, missing := onlyLive(x.addresses[address])
+	if pod == nil {
+		return Caller{Missing: missing}
+	}
+	a := x.accounts[pod.account()]
+	caller := Caller{Pod: pod}
+	switch {
+	case a.exists && a.err != nil:
+		caller.Err = a.err
+	case a.role != nil && (a.exists || pod.Terminating):
+		caller.Role = a.role
+	case !a.exists:
+		caller.Missing = waiting.ServiceAccount
+	default:
+		caller.Missing = waiting.RoleAnnotation
+	}
+	return caller
+}
+
+// onlyLive picks the pod that an address belongs to: the only one, or the only
+// one that is not terminating.
+func onlyLive(pods []*Pod) (*Pod, waiting.Piece) {
+	switch len(pods) {
+	case 0:
+		return nil, waiting.Pod
+	case 1:
+		return pods[0], ""
+	}
+	var live *Pod
+	for _, p := range pods {
+		if p.Terminating {
+			continue
+		}
+		if live != nil {
+			return nil, waiting.SinglePod
+		}
+		live = p
+	}
+	if live == nil {
+		return nil, waiting.SinglePod
+	}
+	return live, ""
+}
+
+// setPod files a pod, in place of its earlier state if there is one. The caller
+// holds mu and wakes the keys that are returned after releasing it.
+func (x *Index) setPod(p *Pod) []any {
+	old := x.pods[p.key()]
+	switch {
+	case old != nil && old.UID == p.UID && old.same(p):
+		return nil
+	case old != nil && old.UID == p.UID:
+		p.Life = old.Life
+	default:
+		p.Life = &Life{Announced: x.listed}
+	}
+	// Added before the old state is removed, so that the count of an account or a
+	// node never touches 0 in between.
+	keys := x.file(p)
+	if old != nil {
+		keys = append(keys, x.unfile(old)...)
+		if old.UID != p.UID {
+			x.observer.Gone(old)
+		}
+	}
+	x.pods[p.key()] = p
+	if a := x.accounts[p.account()]; a.exists && a.err != nil && !p.Ended && (old == nil || old.UID != p.UID) {
+		x.observer.BadAnnotation(p, a.err)
+	}
+	return keys
+}
+
+// removePod needs mu, like setPod.
+func (x *Index) removePod(key types.NamespacedName) []any {
+	old := x.pods[key]
+	if old == nil {
+		return nil
+	}
+	delete(x.pods, key)
+	x.observer.Gone(old)
+	return x.unfile(old)
+}
+
+func (x *Index) file(p *Pod) []any {
+	for _, a := range p.HostAddresses {
+		x.hosts[a]++
+	}
+	if x.accounts[p.account()] == nil {
+		x.accounts[p.account()] = &account{}
+	}
+	x.accounts[p.account()].pods++
+	if p.Ended {
+		return nil
+	}
+	keys := make([]any, 0, 4)
+	for _, a := range p.Addresses {
+		x.addresses[a] = append(x.addresses[a], p)
+		keys = append(keys, a)
+	}
+	return keys
+}
+
+func (x *Index) unfile(p *Pod) []any {
+	for _, a := range p.HostAddresses {
+		if x.hosts[a]--; x.hosts[a] == 0 {
+			delete(x.hosts, a)
+		}
+	}
+	x.accounts[p.account()].pods--
+	x.release(p.account())
+	if p.Ended {
+		return nil
+	}
+	keys := make([]any, 0, 4)
+	for _, a := range p.Addresses {
+		if left := without(x.addresses[a], p); len(left) > 0 {
+			x.addresses[a] = left
+		} else {
+			delete(x.addresses, a)
+		}
+		keys = append(keys, a)
+	}
+	return keys
+}
+
+// without returns a new slice: readers may hold the old one.
+func without(pods []*Pod, p *Pod) []*Pod {
+	var left []*Pod
+	for _, other := range pods {
+		if other != p {
+			left = append(left, other)
+		}
+	}
+	return left
+}

@@ -1,0 +1,66 @@
+package identity
+
+import "github.com/prometheus/client_golang/prometheus"
+
+var (
+	podsDesc = prometheus.NewDesc("iam4kube_pods",
+		"Pods in the index, by whether a request from their addresses can be theirs (no: hostNetwork, or all containers have terminated).",
+		[]string{"served"}, nil)
+	accountsDesc = prometheus.NewDesc("iam4kube_service_accounts",
+		"ServiceAccounts by what their annotations say: a role, none, or something wrong; deleted ones are those whose last pods are still terminating.",
+		[]string{"role"}, nil)
+	sharedDesc = prometheus.NewDesc("iam4kube_ambiguous_addresses",
+		"Addresses that more than one live pod claims; their requests are refused.", nil, nil)
+)
+
+// collector counts when it is asked, so that the gauges cannot disagree with the
+// index.
+type collector struct{ index *Index }
+
+// Describe implements prometheus.Collector.
+func (collector) Describe(ch chan<- *prometheus.Desc) {
+	ch <- podsDesc
+	ch <- accountsDesc
+	ch <- sharedDesc
+}
+
+// Collect implements prometheus.Collector.
+func (c collector) Collect(ch chan<- prometheus.Metric) {
+	served := map[string]int{"yes": 0, "no": 0}
+	roles := map[string]int{"valid": 0, "none": 0, "invalid": 0, "deleted": 0}
+	ambiguous := 0
+	c.index.mu.RLock()
+	for _, p := range c.index.pods {
+		if p.Ended {
+			served["no"]++
+		} else {
+			served["yes"]++
+		}
+	}
+	for _, a := range c.index.accounts {
+		switch {
+		case !a.exists && a.role != nil:
+			roles["deleted"]++
+		case !a.exists: // only named by pods
+		case a.err != nil:
+			roles["invalid"]++
+		case a.role != nil:
+			roles["valid"]++
+		default:
+			roles["none"]++
+		}
+	}
+	for _, pods := range c.index.addresses {
+		if p, _ := onlyLive(pods); p == nil {
+			ambiguous++
+		}
+	}
+	c.index.mu.RUnlock()
+	for label, n := range served {
+		ch <- prometheus.MustNewConstMetric(podsDesc, prometheus.GaugeValue, float64(n), label)
+	}
+	for label, n := range roles {
+		ch <- prometheus.MustNewConstMetric(accountsDesc, prometheus.GaugeValue, float64(n), label)
+	}
+	ch <- prometheus.MustNewConstMetric(sharedDesc, prometheus.GaugeValue, float64(ambiguous))
+}

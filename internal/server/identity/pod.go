@@ -1,0 +1,141 @@
+package identity
+
+import (
+	"net/netip"
+	"slices"
+	"sync/atomic"
+	"time"
+	"unique"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// Pod is what is kept of a Kubernetes Pod. It does not change; an update of the
+// pod is another Pod with the same Life.
+type Pod struct {
+	Namespace, Name string
+	UID             types.UID
+	ServiceAccount  string
+	Node            string
+	Created         time.Time
+	// Addresses are status.podIPs; HostAddresses are status.hostIPs.
+	Addresses, HostAddresses []netip.Addr
+	// Terminating: deletion was asked for.
+	Terminating bool
+	// Ended: no container of the pod can make a request any more, or its addresses
+	// are not its own (hostNetwork).
+	Ended bool
+
+	Life *Life
+}
+
+// Life is shared by all states of one pod, from its first to its last.
+type Life struct {
+	// Served is the AccessKeyID that the pod got last.
+	Served atomic.Pointer[string]
+	// Announced says that the pod appeared after this server's first full list.
+	Announced bool
+}
+
+// key is what pods are filed under.
+func (p *Pod) key() types.NamespacedName {
+	return types.NamespacedName{Namespace: p.Namespace, Name: p.Name}
+}
+
+func (p *Pod) account() types.NamespacedName {
+	return types.NamespacedName{Namespace: p.Namespace, Name: p.ServiceAccount}
+}
+
+// same reports whether nothing that matters to a request has changed.
+func (p *Pod) same(o *Pod) bool {
+	return p.UID == o.UID && p.ServiceAccount == o.ServiceAccount && p.Node == o.Node &&
+		p.Terminating == o.Terminating && p.Ended == o.Ended &&
+		slices.Equal(p.Addresses, o.Addresses) && slices.Equal(p.HostAddresses, o.HostAddresses)
+}
+
+// keepPod reduces a Pod of the API to what is used here.
+func keepPod(p *corev1.Pod) *Pod {
+	account := p.Spec.ServiceAccountName
+	if account == "" {
+		account = "default"
+	}
+	return &Pod{
+		Namespace:      shared(p.Namespace),
+		Name:           p.Name,
+		UID:            p.UID,
+		ServiceAccount: shared(account),
+		Node:           shared(p.Spec.NodeName),
+		Created:        p.CreationTimestamp.Time,
+		Addresses:      podAddresses(p),
+		HostAddresses:  hostAddresses(p),
+		Terminating:    p.DeletionTimestamp != nil,
+		Ended:          ended(p),
+	}
+}
+
+// shared lets equal strings of many pods take their memory once.
+func shared(s string) string { return unique.Make(s).Value() }
+
+func podAddresses(p *corev1.Pod) []netip.Addr {
+	var all []netip.Addr
+	for _, ip := range p.Status.PodIPs {
+		all = appendAddress(all, ip.IP)
+	}
+	return appendAddress(all, p.Status.PodIP)
+}
+
+func hostAddresses(p *corev1.Pod) []netip.Addr {
+	var all []netip.Addr
+	for _, ip := range p.Status.HostIPs {
+		all = appendAddress(all, ip.IP)
+	}
+	return appendAddress(all, p.Status.HostIP)
+}
+
+func appendAddress(all []netip.Addr, s string) []netip.Addr {
+	a, err := netip.ParseAddr(s)
+	if a = a.Unmap().WithZone(""); err != nil || slices.Contains(all, a) {
+		return all
+	}
+	return append(all, a)
+}
+
+// ended reports whether no request can be the pod's. A terminating pod is alive
+// until the kubelet has said of every container that it terminated: SIGTERM
+// handlers still need credentials.
+func ended(p *corev1.Pod) bool {
+	if p.Spec.HostNetwork || p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
+		return true
+	}
+	if p.DeletionTimestamp == nil || len(p.Status.ContainerStatuses) == 0 {
+		return false
+	}
+	running := func(s corev1.ContainerStatus) bool { return s.State.Terminated == nil }
+	return !slices.ContainsFunc(p.Status.ContainerStatuses, running) &&
+		!slices.ContainsFunc(p.Status.InitContainerStatuses, running)
+}
+
+// slim drops from a Pod of the API what keepPod does not read. It bounds memory
+// while a list comes in pages, which are kept as API objects until the last one.
+func slim(p *corev1.Pod) {
+	states := func(from []corev1.ContainerStatus) []corev1.ContainerStatus {
+		to := make([]corev1.ContainerStatus, len(from))
+		for i := range from {
+			to[i].State = from[i].State
+		}
+		return to
+	}
+	*p = corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: p.Namespace, Name: p.Name, UID: p.UID, ResourceVersion: p.ResourceVersion,
+			CreationTimestamp: p.CreationTimestamp, DeletionTimestamp: p.DeletionTimestamp,
+		},
+		Spec: corev1.PodSpec{NodeName: p.Spec.NodeName, ServiceAccountName: p.Spec.ServiceAccountName, HostNetwork: p.Spec.HostNetwork},
+		Status: corev1.PodStatus{
+			Phase: p.Status.Phase, PodIP: p.Status.PodIP, PodIPs: p.Status.PodIPs, HostIP: p.Status.HostIP, HostIPs: p.Status.HostIPs,
+			ContainerStatuses: states(p.Status.ContainerStatuses), InitContainerStatuses: states(p.Status.InitContainerStatuses),
+		},
+	}
+}

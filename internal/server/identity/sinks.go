@@ -1,0 +1,166 @@
+package identity
+
+import (
+	"context"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/metadata"
+
+	"github.com/iam4kube/iam4kube/internal/kube"
+)
+
+// Pods follows the pods of the cluster. Pods that have ended are left out by the
+// API server; hostNetwork pods are not, because they too tell which addresses are
+// nodes'.
+func (x *Index) Pods(client kubernetes.Interface) kube.Resource[*corev1.Pod, *Pod] {
+	running := fields.AndSelectors(
+		fields.OneTermNotEqualSelector("status.phase", string(corev1.PodSucceeded)),
+		fields.OneTermNotEqualSelector("status.phase", string(corev1.PodFailed)),
+	).String()
+	pods := client.CoreV1().Pods(metav1.NamespaceAll)
+	return kube.Resource[*corev1.Pod, *Pod]{
+		Name:     "pods",
+		Selector: func(o *metav1.ListOptions) { o.FieldSelector = running },
+		List: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			list, err := pods.List(ctx, o)
+			if err != nil {
+				return nil, err
+			}
+			for i := range list.Items {
+				slim(&list.Items[i])
+			}
+			return list, nil
+		},
+		Watch: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) { return pods.Watch(ctx, o) },
+		Keep:  keepPod,
+		Sink:  podSink{x},
+	}
+}
+
+// ServiceAccounts follows the metadata of the cluster's ServiceAccounts.
+func (x *Index) ServiceAccounts(client metadata.Interface) kube.Resource[*metav1.PartialObjectMetadata, *ServiceAccount] {
+	return metadataOf(client, "serviceaccounts", keepServiceAccount, accountSink{x})
+}
+
+// Nodes follows the metadata of the cluster's nodes.
+func (x *Index) Nodes(client metadata.Interface) kube.Resource[*metav1.PartialObjectMetadata, *Node] {
+	return metadataOf(client, "nodes", keepNode, nodeSink{x})
+}
+
+func metadataOf[T any](client metadata.Interface, name string, keep func(*metav1.PartialObjectMetadata) T, sink kube.Sink[T]) kube.Resource[*metav1.PartialObjectMetadata, T] {
+	all := client.Resource(schema.GroupVersionResource{Version: "v1", Resource: name})
+	return kube.Resource[*metav1.PartialObjectMetadata, T]{
+		Name:     name,
+		Selector: func(*metav1.ListOptions) {},
+		List: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			return all.List(ctx, o)
+		},
+		Watch: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) { return all.Watch(ctx, o) },
+		Keep:  keep,
+		Sink:  sink,
+	}
+}
+
+// change runs do with mu held and wakes the keys that it returns afterwards.
+func (x *Index) change(do func() []any) {
+	x.mu.Lock()
+	keys := do()
+	x.mu.Unlock()
+	for _, key := range keys {
+		x.hub.Wake(key)
+	}
+}
+
+type podSink struct{ *Index }
+
+func (s podSink) Set(p *Pod) {
+	s.change(func() []any { return s.setPod(p) })
+}
+
+func (s podSink) Delete(p *Pod) {
+	s.change(func() []any { return s.removePod(p.key()) })
+}
+
+func (s podSink) Replace(pods []*Pod) {
+	s.change(func() (keys []any) {
+		present := make(map[types.NamespacedName]struct{}, len(pods))
+		for _, p := range pods {
+			present[p.key()] = struct{}{}
+			keys = append(keys, s.setPod(p)...)
+		}
+		for key := range s.pods {
+			if _, ok := present[key]; !ok {
+				keys = append(keys, s.removePod(key)...)
+			}
+		}
+		s.listed = true
+		return keys
+	})
+}
+
+type accountSink struct{ *Index }
+
+func (s accountSink) Set(a *ServiceAccount) {
+	s.change(func() []any {
+		s.setAccount(a)
+		return []any{a.key()}
+	})
+}
+
+func (s accountSink) Delete(a *ServiceAccount) {
+	s.change(func() []any {
+		s.removeAccount(a.key())
+		return []any{a.key()}
+	})
+}
+
+func (s accountSink) Replace(accounts []*ServiceAccount) {
+	s.change(func() (keys []any) {
+		present := make(map[types.NamespacedName]struct{}, len(accounts))
+		for _, a := range accounts {
+			present[a.key()] = struct{}{}
+			s.setAccount(a)
+			keys = append(keys, a.key())
+		}
+		for key, a := range s.accounts {
+			if _, ok := present[key]; !ok && a.exists {
+				s.removeAccount(key)
+				keys = append(keys, key)
+			}
+		}
+		return keys
+	})
+}
+
+type nodeSink struct{ *Index }
+
+func (s nodeSink) Set(n *Node) {
+	s.change(func() []any {
+		s.nodes[n.Name] = *n
+		return nil
+	})
+}
+
+func (s nodeSink) Delete(n *Node) {
+	s.change(func() []any {
+		delete(s.nodes, n.Name)
+		return nil
+	})
+}
+
+func (s nodeSink) Replace(nodes []*Node) {
+	s.change(func() []any {
+		clear(s.nodes)
+		for _, n := range nodes {
+			s.nodes[n.Name] = *n
+		}
+		return nil
+	})
+}

@@ -1,0 +1,188 @@
+package imdstoken
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+
+	"github.com/iam4kube/iam4kube/internal/kube"
+	"github.com/iam4kube/iam4kube/internal/logging"
+)
+
+const (
+	// SecretName is the Secret with the keys, in the server's own namespace.
+	SecretName = "iam4kube-token-key"
+	// CurrentKey and PreviousKey are the keys of its data. Tokens are made with the
+	// current key and verified with both. PreviousKey may be absent.
+	CurrentKey, PreviousKey = "current", "previous"
+	// MinKeyLength is the least number of bytes of either: the output of SHA-256,
+	// the least that RFC 2104 recommends.
+	MinKeyLength = sha256Size
+	sha256Size   = 32
+	// MaxTTL is the longest life of a token, in seconds.
+	MaxTTL = 21600
+)
+
+// ErrNoKey says that the Secret has not been read yet.
+var ErrNoKey = errors.New("the key for IMDSv2 tokens is not known yet")
+
+// Keys makes and verifies tokens with the keys in the Secret, as it is changed by
+// whoever edits it. Make and Verify never wait.
+type Keys struct {
+	secrets corev1client.SecretInterface
+	log     *zap.Logger
+	// keys are the current one and then the previous one, nil before the first.
+	keys atomic.Pointer[[][]byte]
+	// missing tells Run that there is no Secret.
+	missing chan struct{}
+	refused prometheus.Counter
+}
+
+// NewKeys returns Keys for the Secret among secrets.
+func NewKeys(secrets corev1client.SecretInterface, registry prometheus.Registerer, log *zap.Logger) *Keys {
+	k := &Keys{
+		secrets: secrets,
+		log:     log,
+		missing: make(chan struct{}, 1),
+		refused: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "iam4kube_token_key_refused_total",
+			Help: "Times that the Secret with the IMDSv2 token key held no usable key, so that the last good keys stay in use.",
+		}),
+	}
+	registry.MustRegister(k.refused)
+	return k
+}
+
+// Make returns a token for the caller's address.
+func (k *Keys) Make(caller netip.Addr, ttl time.Duration) (string, error) {
+	keys := k.keys.Load()
+	if keys == nil {
+		return "", ErrNoKey
+	}
+	return newToken((*keys)[0], caller, time.Now().Add(ttl)), nil
+}
+
+// Verify reports whether the token was made for this address, by any replica, and
+// has not expired.
+func (k *Keys) Verify(token string, caller netip.Addr) bool {
+	keys := k.keys.Load()
+	return keys != nil && verify(*keys, token, caller, time.Now())
+}
+
+// Known reports whether there are keys.
+func (k *Keys) Known() bool { return k.keys.Load() != nil }
+
+// Resource follows the Secret.
+func (k *Keys) Resource() kube.Resource[*corev1.Secret, *corev1.Secret] {
+	name := fields.OneTermEqualSelector("metadata.name", SecretName).String()
+	return kube.Resource[*corev1.Secret, *corev1.Secret]{
+		Name:     "secrets",
+		Selector: func(o *metav1.ListOptions) { o.FieldSelector = name },
+		List: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			return k.secrets.List(ctx, o)
+		},
+		Watch: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			return k.secrets.Watch(ctx, o)
+		},
+		Keep: func(s *corev1.Secret) *corev1.Secret { return s },
+		Sink: sink{k},
+	}
+}
+
+type sink struct{ *Keys }
+
+func (s sink) Set(secret *corev1.Secret)    { s.take(secret) }
+func (s sink) Delete(secret *corev1.Secret) { s.askForSecret() }
+
+func (s sink) Replace(secrets []*corev1.Secret) {
+	if len(secrets) == 0 {
+		s.askForSecret()
+		return
+	}
+	s.take(secrets[0])
+}
+
+func (k *Keys) askForSecret() {
+	select {
+	case k.missing <- struct{}{}:
+	default:
+	}
+}
+
+// take puts the keys of the Secret into use, or refuses all of them.
+func (k *Keys) take(secret *corev1.Secret) {
+	keys, err := keysOf(secret)
+	if err != nil {
+		k.refused.Inc()
+		k.log.Error("the token key in the Secret is not usable, the last good keys stay in use", zap.Error(err))
+		return
+	}
+	k.keys.Store(&keys)
+}
+
+func keysOf(secret *corev1.Secret) ([][]byte, error) {
+	var keys [][]byte
+	for _, name := range []string{CurrentKey, PreviousKey} {
+		key, present := secret.Data[name]
+		if !present && name == PreviousKey || present && len(key) == 0 && name == PreviousKey {
+			continue
+		}
+		if len(key) < MinKeyLength {
+			return nil, fmt.Errorf("Secret %s: data key %q has %d bytes, want at least %d random bytes", secret.Name, name, len(key), MinKeyLength) //nolint:staticcheck // Secret is a Kubernetes kind
+		}
+		keys = append(keys, key)
+	}
+	return keys, nil
+}
+
+// Run creates the Secret whenever there is none, until ctx ends. Its content then
+// is what this replica uses already, so that a Secret deleted by mistake costs no
+// token; or else a new key.
+func (k *Keys) Run(ctx context.Context) error {
+	const retry = time.Second
+	timer := time.NewTimer(0)
+	timer.Stop()
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-k.missing:
+		case <-timer.C:
+		}
+		// If another replica is faster, its Secret comes through the watch.
+		_, err := k.secrets.Create(ctx, k.newSecret(), metav1.CreateOptions{})
+		if err != nil && !apierrors.IsAlreadyExists(err) && ctx.Err() == nil {
+			k.log.Warn("could not create the Secret with the token key", zap.Error(err), zap.Duration(logging.Retry, retry))
+			timer.Reset(retry)
+		}
+	}
+}
+
+func (k *Keys) newSecret() *corev1.Secret {
+	data := map[string][]byte{}
+	if keys := k.keys.Load(); keys != nil {
+		for i, key := range *keys {
+			data[[]string{CurrentKey, PreviousKey}[i]] = key
+		}
+	} else {
+		key := make([]byte, MinKeyLength)
+		rand.Read(key) //nolint:errcheck // it never fails, https://pkg.go.dev/crypto/rand#Read
+		data[CurrentKey] = key
+	}
+	return &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: SecretName}, Data: data}
+}

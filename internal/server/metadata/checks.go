@@ -1,0 +1,82 @@
+package metadata
+
+import (
+	"net/http"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/iam4kube/iam4kube/internal/server/imdstoken"
+)
+
+// Header names of IMDSv2, in the form that net/http gives them,
+// https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-retrieval.html
+const (
+	headerToken    = "X-Aws-Ec2-Metadata-Token"
+	headerTokenTTL = "X-Aws-Ec2-Metadata-Token-Ttl-Seconds"
+)
+
+// fromProxy reports whether an HTTP proxy sent the request for somebody else.
+// EC2's service refuses those too: an open proxy in a pod must not give its
+// credentials away.
+func fromProxy(r *http.Request) bool {
+	return len(r.Header["X-Forwarded-For"]) > 0
+}
+
+// hostIsAddress reports whether the Host header is empty or an IP address, with or
+// without a port. A name means that a browser was led here by DNS rebinding.
+func hostIsAddress(host string) bool {
+	if host == "" || host == "169.254.169.254" {
+		return true
+	}
+	if _, err := netip.ParseAddrPort(host); err == nil {
+		return true
+	}
+	if inner, ok := strings.CutPrefix(host, "["); ok {
+		host, ok = strings.CutSuffix(inner, "]")
+		if !ok {
+			return false
+		}
+	}
+	_, err := netip.ParseAddr(host)
+	return err == nil
+}
+
+// source is the address that the request came from.
+func source(r *http.Request) (netip.Addr, bool) {
+	from, err := netip.ParseAddrPort(r.RemoteAddr)
+	return from.Addr().Unmap().WithZone(""), err == nil
+}
+
+// tokenAccepted checks the token of a request: one that is there has to be good,
+// and with IMDSv1 off there has to be one.
+func (s *Server) tokenAccepted(r *http.Request, from netip.Addr) bool {
+	tokens := r.Header[headerToken]
+	switch len(tokens) {
+	case 0:
+		return s.cfg.IMDSv1
+	case 1:
+		return s.cfg.Tokens.Verify(tokens[0], from)
+	}
+	return false
+}
+
+// newToken answers PUT /latest/api/token. It never waits: SDKs give the call a
+// second, and the pod need not be known for it.
+func (s *Server) newToken(w http.ResponseWriter, r *http.Request, from netip.Addr) answer {
+	ttls := r.Header[headerTokenTTL]
+	if len(ttls) != 1 {
+		return text(http.StatusBadRequest, "iam4kube: the request needs one header "+headerTokenTTL+" with 1 to 21600 seconds")
+	}
+	ttl, err := strconv.ParseUint(ttls[0], 10, 32)
+	if err != nil || ttl < 1 || ttl > imdstoken.MaxTTL {
+		return text(http.StatusBadRequest, "iam4kube: the header "+headerTokenTTL+" must be 1 to 21600 seconds")
+	}
+	token, err := s.cfg.Tokens.Make(from, time.Duration(ttl)*time.Second)
+	if err != nil {
+		return text(http.StatusServiceUnavailable, "iam4kube: "+err.Error()+"; try again")
+	}
+	w.Header()[headerTokenTTL] = ttls
+	return text(http.StatusOK, token)
+}

@@ -1,0 +1,201 @@
+package metadata
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"time"
+
+	"github.com/iam4kube/iam4kube/internal/server/credentials"
+	"github.com/iam4kube/iam4kube/internal/server/identity"
+	"github.com/iam4kube/iam4kube/internal/server/podevents"
+	"github.com/iam4kube/iam4kube/internal/server/sts"
+	"github.com/iam4kube/iam4kube/internal/server/waiting"
+)
+
+// annotationWait is how young a pod is for which a role annotation may still come.
+// An old pod without a role gets its answer at once, so that SDKs which merely
+// probe do not hang.
+const annotationWait = time.Minute
+
+// view is what a request finds when it looks once: an answer, or what is missing
+// for one.
+type view struct {
+	answer *answer
+	// missing, keys and giveUp are set if answer is nil: what to wait for, what to
+	// watch meanwhile, and what to answer when the wait has ended.
+	missing waiting.Piece
+	keys    []any
+	giveUp  func() answer
+	// until ends the wait early, unless it is zero.
+	until time.Time
+}
+
+func done(a answer) view { return view{answer: &a} }
+
+func wait(from netip.Addr, c identity.Caller, lastFailure *sts.Error) view {
+	return view{
+		missing: c.Missing,
+		keys:    c.Keys(from),
+		giveUp:  func() answer { return missing(from, c, lastFailure) },
+	}
+}
+
+// viewPod is for what needs just the pod.
+func (s *Server) viewPod(from netip.Addr, answer func(identity.Caller) answer) view {
+	c := s.cfg.Identity.Lookup(from)
+	switch {
+	case c.Pod != nil:
+		return done(answer(c))
+	case c.Err != nil:
+		return done(refused(from, c))
+	}
+	return wait(from, c, nil)
+}
+
+// viewRole is for what needs the pod's role; it returns a Caller with a role, or
+// the view of why there is none.
+func (s *Server) viewRole(from netip.Addr, waitForAnnotation bool) (identity.Caller, *view) {
+	c := s.cfg.Identity.Lookup(from)
+	if c.Role != nil {
+		return c, nil
+	}
+	if c.Err != nil {
+		v := done(refused(from, c))
+		return c, &v
+	}
+	v := wait(from, c, nil)
+	if c.Missing == waiting.RoleAnnotation {
+		v.until = c.Pod.Created.Add(annotationWait)
+		if !waitForAnnotation {
+			v = done(missing(from, c, nil))
+		}
+	}
+	return c, &v
+}
+
+// viewCredentials is for what needs the credentials; found makes the answer.
+func (s *Server) viewCredentials(from netip.Addr, waitForAnnotation bool,
+	found func(identity.Caller, *credentials.Issued) answer, denial func(identity.Caller, *sts.Error) answer,
+) view {
+	for {
+		c, v := s.viewRole(from, waitForAnnotation)
+		if v != nil {
+			return *v
+		}
+		issued, failure := s.cfg.Credentials.Get(*c.Role)
+		// The address may have changed hands and the annotation its content since
+		// they were looked up, and nobody may get the credentials of another.
+		if again := s.cfg.Identity.Lookup(from); again.Pod == nil || again.Pod.UID != c.Pod.UID || again.Role != c.Role {
+			continue
+		}
+		switch {
+		case issued != nil:
+			return done(found(c, issued))
+		case failure != nil && failure.Kind == sts.Denied:
+			return done(denial(c, failure))
+		}
+		c.Missing = waiting.Credentials
+		waits := wait(from, c, failure)
+		waits.keys = append(waits.keys, *c.Role)
+		return waits
+	}
+}
+
+// roleView answers the list of roles, which for a pod has one entry. No newline
+// follows it: many clients would make it part of the name.
+func (s *Server) roleView(from netip.Addr) view {
+	c, v := s.viewRole(from, true)
+	if v != nil {
+		return *v
+	}
+	return done(text(http.StatusOK, c.Role.Name()))
+}
+
+func (s *Server) credentialsView(from netip.Addr, name string) view {
+	return s.viewCredentials(from, true, func(c identity.Caller, issued *credentials.Issued) answer {
+		if name != c.Role.Name() {
+			return otherRole(c)
+		}
+		s.served(c, issued)
+		return answer{status: http.StatusOK, body: issued.Document()}
+	}, func(c identity.Caller, failure *sts.Error) answer {
+		if name != c.Role.Name() {
+			return otherRole(c)
+		}
+		return denied(c, failure)
+	})
+}
+
+// readyView answers an init container that holds the pod back until its
+// credentials are there. A denial has a status of its own there, because no AWS
+// client reads it.
+func (s *Server) readyView(from netip.Addr) view {
+	return s.viewCredentials(from, false, func(identity.Caller, *credentials.Issued) answer {
+		return answer{status: http.StatusNoContent}
+	}, func(c identity.Caller, failure *sts.Error) answer {
+		return failed(http.StatusForbidden, c.Pod, podevents.Denied, "", deniedText(c, failure))
+	})
+}
+
+func (s *Server) zoneView(from netip.Addr) view {
+	return s.viewPod(from, func(c identity.Caller) answer {
+		return place(s.zone(c.Pod), c.Pod, "topology.kubernetes.io/zone", "--availability-zone")
+	})
+}
+
+func (s *Server) regionView(from netip.Addr) view {
+	return s.viewPod(from, func(c identity.Caller) answer {
+		return place(s.region(c.Pod), c.Pod, "topology.kubernetes.io/region", "--region")
+	})
+}
+
+func place(name string, pod *identity.Pod, label, flag string) answer {
+	if name == "" {
+		return text(http.StatusNotFound, fmt.Sprintf("iam4kube: node %q of the pod has no label %s, and the server has no %s", pod.Node, label, flag))
+	}
+	return text(http.StatusOK, name)
+}
+
+func (s *Server) zone(pod *identity.Pod) string {
+	if zone := s.cfg.Identity.NodeOf(pod).Zone; zone != "" {
+		return zone
+	}
+	return s.cfg.AvailabilityZone
+}
+
+func (s *Server) region(pod *identity.Pod) string {
+	if region := s.cfg.Identity.NodeOf(pod).Region; region != "" {
+		return region
+	}
+	return s.cfg.Region
+}
+
+// documentView answers the few fields of the instance identity document that are
+// true of a pod,
+// https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instance-identity-documents.html
+func (s *Server) documentView(from netip.Addr) view {
+	return s.viewPod(from, func(c identity.Caller) answer {
+		document := struct {
+			AccountID        string `json:"accountId,omitempty"`
+			AvailabilityZone string `json:"availabilityZone,omitempty"`
+			PrivateIP        string `json:"privateIp"`
+			Region           string `json:"region,omitempty"`
+			Version          string `json:"version"`
+		}{
+			AvailabilityZone: s.zone(c.Pod),
+			PrivateIP:        c.Pod.Addresses[0].String(),
+			Region:           s.region(c.Pod),
+			Version:          "2017-09-30",
+		}
+		if c.Role != nil {
+			document.AccountID = c.Role.AccountID()
+		}
+		body, err := json.MarshalIndent(document, "", "  ")
+		if err != nil {
+			panic(err) // strings always marshal
+		}
+		return answer{status: http.StatusOK, body: body}
+	})
+}

@@ -1,0 +1,260 @@
+// Package metadata is the server's HTTP edge: a small, closed-by-default part of
+// EC2's instance metadata service (IMDS). It owns paths, headers, statuses and
+// texts, and the waiting of requests for what is still missing. Who calls and
+// what the credentials are it asks of others.
+package metadata
+
+import (
+	"context"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
+	"github.com/iam4kube/iam4kube/internal/logging"
+	"github.com/iam4kube/iam4kube/internal/server/credentials"
+	"github.com/iam4kube/iam4kube/internal/server/identity"
+	"github.com/iam4kube/iam4kube/internal/server/imdstoken"
+	"github.com/iam4kube/iam4kube/internal/server/podevents"
+	"github.com/iam4kube/iam4kube/internal/server/waiting"
+)
+
+// Config is what a Server needs. Every field is required, but those that say what
+// leaving them empty means.
+type Config struct {
+	Identity    *identity.Index
+	Credentials *credentials.Cache
+	Tokens      *imdstoken.Keys
+	Events      *podevents.Recorder
+	Hub         *waiting.Hub
+	// MaxWait is the longest that a request waits for what is missing.
+	MaxWait time.Duration
+	// IMDSv1 lets requests without a session token in.
+	IMDSv1 bool
+	// Region and AvailabilityZone stand in for missing labels of nodes; empty: 404.
+	Region, AvailabilityZone string
+	Registry                 prometheus.Registerer
+	Log                      *zap.Logger
+}
+
+// Server is the http.Handler of the metadata API. Serve it without a mux, which
+// would clean paths and redirect.
+type Server struct {
+	cfg     Config
+	metrics *metrics
+	// log is for what others can cause in any number.
+	log      *zap.Logger
+	draining atomic.Bool
+}
+
+// New returns a Server.
+func New(cfg Config) *Server {
+	return &Server{cfg: cfg, metrics: newMetrics(cfg.Registry), log: logging.Sampled(cfg.Log)}
+}
+
+// Drain lets every answer from now on end its connection, so that clients move to
+// another replica before this one stops listening.
+func (s *Server) Drain() { s.draining.Store(true) }
+
+// Header values that never change, so that no request allocates them.
+var (
+	headerServer = []string{"iam4kube"}
+	headerText   = []string{"text/plain"}
+	headerClose  = []string{"close"}
+	headerRetry  = []string{"1"}
+)
+
+// bodyTimeout bounds how long a client may take to send a body, which nothing here
+// reads.
+const bodyTimeout = time.Second
+
+// ServeHTTP implements http.Handler.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	start := time.Now()
+	t := route(r.RequestURI)
+	header := w.Header()
+	header["Server"] = headerServer
+	if r.ContentLength != 0 {
+		header["Connection"] = headerClose
+		_ = http.NewResponseController(w).SetReadDeadline(start.Add(bodyTimeout)) // a test's recorder has none
+	}
+	a := s.answer(w, r, t)
+	if s.draining.Load() {
+		header["Connection"] = headerClose
+	}
+	if a.retry {
+		header["Retry-After"] = headerRetry
+	}
+	header["Content-Type"] = headerText
+	w.WriteHeader(a.status)
+	_, _ = w.Write(a.body) // the client's connection, the client's loss
+	s.metrics.request(t.endpoint, a.status, time.Since(start))
+}
+
+// answer decides in the order: is the request for us at all, is there such an
+// endpoint, may the caller use it, what is there for this caller.
+func (s *Server) answer(w http.ResponseWriter, r *http.Request, t target) answer {
+	from, ok := source(r)
+	if t.endpoint == endpointReady && ok {
+		w.Header()["X-Iam4kube-Source-Ip"] = []string{from.String()}
+	}
+	switch {
+	case !ok:
+		return text(http.StatusForbidden, "iam4kube: the source of the request has no IP address")
+	case fromProxy(r):
+		return text(http.StatusForbidden, "iam4kube: requests with X-Forwarded-For are refused, they come through a proxy")
+	case !hostIsAddress(r.Host):
+		return text(http.StatusForbidden, "iam4kube: the Host header must be an IP address")
+	case t.endpoint == endpointNone:
+		return text(http.StatusNotFound, "iam4kube: not found")
+	case r.Method != t.endpoint.method():
+		w.Header()["Allow"] = []string{t.endpoint.method()}
+		return text(http.StatusMethodNotAllowed, "iam4kube: method not allowed")
+	case t.endpoint == endpointToken:
+		return s.newToken(w, r, from)
+	case t.endpoint == endpointReady:
+		return s.ready(r.Context(), from, t.query)
+	case !s.tokenAccepted(r, from):
+		return text(http.StatusUnauthorized, "iam4kube: the session token is missing, invalid or expired, or another pod's; get one with PUT "+pathToken)
+	}
+	return s.await(r.Context(), from, s.cfg.MaxWait, func() view { return s.look(from, t) })
+}
+
+func (s *Server) look(from netip.Addr, t target) view {
+	switch t.endpoint {
+	case endpointRole:
+		return s.roleView(from)
+	case endpointCredentials:
+		return s.credentialsView(from, t.role)
+	case endpointZone:
+		return s.zoneView(from)
+	case endpointRegion:
+		return s.regionView(from)
+	case endpointDocument:
+		return s.documentView(from)
+	case endpointToken, endpointReady, endpointNone:
+	}
+	return done(text(http.StatusNotFound, "iam4kube: not found"))
+}
+
+// ready answers GET /iam4kube/ready?wait=DURATION. Without wait it looks once.
+func (s *Server) ready(ctx context.Context, from netip.Addr, query string) answer {
+	values, err := url.ParseQuery(query)
+	if err != nil {
+		return text(http.StatusBadRequest, "iam4kube: the query cannot be read")
+	}
+	var wait time.Duration
+	if values.Has("wait") {
+		if wait, err = time.ParseDuration(values.Get("wait")); err != nil || wait < 0 {
+			return text(http.StatusBadRequest, "iam4kube: wait must be a duration such as 5s")
+		}
+	}
+	return s.await(ctx, from, min(wait, s.cfg.MaxWait), func() view { return s.readyView(from) })
+}
+
+// await looks until there is an answer, the time is over or the client is gone.
+// Between two looks it sleeps until something changed that the last one depended
+// on.
+func (s *Server) await(ctx context.Context, from netip.Addr, most time.Duration, look func() view) answer {
+	v := look()
+	if v.answer == nil {
+		v.answer = s.wait(ctx, from, time.Now().Add(most), v, look)
+	}
+	if v.answer.failure != nil {
+		s.tell(from, v.answer)
+	}
+	return *v.answer
+}
+
+func (s *Server) wait(ctx context.Context, from netip.Addr, deadline time.Time, v view, look func() view) *answer {
+	first, start := v.missing, time.Now()
+	if !v.end(deadline).After(start) {
+		a := v.giveUp()
+		return &a
+	}
+	end := func(outcome string, a answer) *answer {
+		s.metrics.waited(first, outcome, time.Since(start))
+		return &a
+	}
+	waiter, err := s.cfg.Hub.Join(from)
+	if err != nil {
+		return end(outcomeRefused, tooMany())
+	}
+	defer waiter.Leave()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		// The first look may be older than the watch: a change in between would wake
+		// nobody.
+		isNew := waiter.Watch(v.keys...)
+		if isNew {
+			if v.missing == waiting.Credentials {
+				s.cfg.Credentials.Nudge()
+			}
+		} else {
+			left := time.Until(v.end(deadline))
+			if left <= 0 {
+				return end(outcomeTimeout, v.giveUp())
+			}
+			timer.Reset(left)
+			s.metrics.waiting(v.missing, +1)
+			select {
+			case <-waiter.C:
+			case <-timer.C:
+			case <-ctx.Done():
+			}
+			s.metrics.waiting(v.missing, -1)
+			if ctx.Err() != nil {
+				return end(outcomeGone, answer{status: statusClientClosed})
+			}
+		}
+		if v = look(); v.answer != nil {
+			return end(outcomeAnswered, *v.answer)
+		}
+	}
+}
+
+// end is when to give up.
+func (v view) end(deadline time.Time) time.Time {
+	if !v.until.IsZero() && v.until.Before(deadline) {
+		return v.until
+	}
+	return deadline
+}
+
+// served notes who got which credentials: one log line for each pod and
+// generation, by which CloudTrail can be traced back to the pod, and one event for
+// each pod.
+func (s *Server) served(c identity.Caller, issued *credentials.Issued) {
+	last := c.Pod.Life.Served.Load()
+	if last != nil && *last == issued.AccessKeyID {
+		return
+	}
+	if !c.Pod.Life.Served.CompareAndSwap(last, &issued.AccessKeyID) {
+		return // another request of the same pod notes it
+	}
+	s.cfg.Log.Info("handed out credentials", append(logging.Role(c.Pod.Namespace, c.Pod.ServiceAccount, c.Role.ARN, c.Role.SessionName),
+		zap.String(logging.Pod, c.Pod.Name), zap.String(logging.UID, string(c.Pod.UID)),
+		zap.String(logging.AccessKeyID, issued.AccessKeyID), zap.Time(logging.Expiration, issued.Expiration))...)
+	if last == nil {
+		s.cfg.Events.Record(c.Pod, podevents.Serving, "The pod gets credentials of "+c.Role.ARN+" (session name "+c.Role.SessionName+").")
+	}
+}
+
+// tell reports a failed request in the log and on the pod.
+func (s *Server) tell(from netip.Addr, a *answer) {
+	f := a.failure
+	fields := []zap.Field{
+		zap.Stringer(logging.SourceIP, from), zap.Int(logging.Status, a.status),
+		zap.String(logging.Missing, string(f.missing)), zap.String(logging.Reason, f.text),
+	}
+	if f.pod != nil {
+		fields = append(fields, zap.String(logging.Namespace, f.pod.Namespace), zap.String(logging.Pod, f.pod.Name))
+		s.cfg.Events.Record(f.pod, f.reason, f.text)
+	}
+	s.log.Warn("could not serve a request", fields...)
+}

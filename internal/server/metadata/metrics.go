@@ -1,0 +1,78 @@
+package metadata
+
+import (
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/iam4kube/iam4kube/internal/server/waiting"
+)
+
+// Outcomes of a wait.
+const (
+	outcomeAnswered = "answered"
+	outcomeTimeout  = "timeout"
+	outcomeGone     = "client-gone"
+	outcomeRefused  = "too-many"
+)
+
+// buckets resolve a warm answer of 0.1 ms as well as a wait of 15 s.
+var buckets = []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 15, 20}
+
+type metrics struct {
+	duration     map[endpoint]prometheus.Observer
+	ok           map[endpoint]prometheus.Counter
+	requests     *prometheus.CounterVec
+	waitingNow   map[waiting.Piece]prometheus.Gauge
+	waitDuration *prometheus.HistogramVec
+}
+
+func newMetrics(registry prometheus.Registerer) *metrics {
+	duration := prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name: "iam4kube_http_request_duration_seconds", Help: "Time from the request's header to its answer, waiting included.", Buckets: buckets,
+	}, []string{"endpoint"})
+	waitingNow := prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "iam4kube_waiting_requests", Help: "Requests that wait now, by the piece that is missing.",
+	}, []string{"missing"})
+	m := &metrics{
+		duration: map[endpoint]prometheus.Observer{},
+		ok:       map[endpoint]prometheus.Counter{},
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "iam4kube_http_requests_total", Help: "Requests by endpoint and status; 499 means that the client went away while it waited.",
+		}, []string{"endpoint", "code"}),
+		waitingNow: map[waiting.Piece]prometheus.Gauge{},
+		waitDuration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "iam4kube_wait_duration_seconds", Help: "Time that requests waited, by the piece that was missing first and by how the wait ended.", Buckets: buckets,
+		}, []string{"missing", "outcome"}),
+	}
+	// Looked up once: a warm request should not pay for it.
+	for _, e := range endpoints {
+		m.duration[e] = duration.WithLabelValues(string(e))
+		m.ok[e] = m.requests.WithLabelValues(string(e), strconv.Itoa(http.StatusOK))
+	}
+	for _, p := range waiting.Pieces {
+		m.waitingNow[p] = waitingNow.WithLabelValues(string(p))
+		for _, outcome := range []string{outcomeAnswered, outcomeTimeout, outcomeGone, outcomeRefused} {
+			m.waitDuration.WithLabelValues(string(p), outcome)
+		}
+	}
+	registry.MustRegister(duration, m.requests, waitingNow, m.waitDuration)
+	return m
+}
+
+func (m *metrics) request(e endpoint, status int, took time.Duration) {
+	m.duration[e].Observe(took.Seconds())
+	if status == http.StatusOK {
+		m.ok[e].Inc()
+		return
+	}
+	m.requests.WithLabelValues(string(e), strconv.Itoa(status)).Inc()
+}
+
+func (m *metrics) waiting(p waiting.Piece, n float64) { m.waitingNow[p].Add(n) }
+
+func (m *metrics) waited(first waiting.Piece, outcome string, took time.Duration) {
+	m.waitDuration.WithLabelValues(string(first), outcome).Observe(took.Seconds())
+}

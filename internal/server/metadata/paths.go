@@ -1,0 +1,99 @@
+package metadata
+
+import (
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+)
+
+// endpoint is one line of the API, and a metric label.
+type endpoint string
+
+const (
+	endpointToken       endpoint = "token"
+	endpointRole        endpoint = "role"
+	endpointCredentials endpoint = "credentials"
+	endpointZone        endpoint = "zone"
+	endpointRegion      endpoint = "region"
+	endpointDocument    endpoint = "document"
+	endpointReady       endpoint = "ready"
+	endpointNone        endpoint = "none"
+)
+
+var endpoints = []endpoint{
+	endpointToken, endpointRole, endpointCredentials, endpointZone,
+	endpointRegion, endpointDocument, endpointReady, endpointNone,
+}
+
+// method is the only one that the endpoint has.
+func (e endpoint) method() string {
+	if e == endpointToken {
+		return http.MethodPut
+	}
+	return http.MethodGet
+}
+
+// target is what a request asks for.
+type target struct {
+	endpoint endpoint
+	// role is the name in the path of endpointCredentials.
+	role string
+	// query is what follows the question mark of endpointReady.
+	query string
+}
+
+const (
+	pathToken = "/latest/api/token"
+	pathReady = "/iam4kube/ready"
+	pathRoles = "/meta-data/iam/security-credentials"
+)
+
+// route compares the request target as the client sent it: nothing is decoded,
+// cleaned or redirected, so a path is served only if it is spelt out here. The one
+// exception is the role's name, which some clients escape, and which is then
+// compared with a single name.
+func route(requestURI string) target {
+	path, query, hasQuery := strings.Cut(requestURI, "?")
+	switch {
+	case path == pathReady:
+		return target{endpoint: endpointReady, query: query}
+	case hasQuery:
+		return target{endpoint: endpointNone}
+	case path == pathToken:
+		return target{endpoint: endpointToken}
+	}
+	switch rest := withoutVersion(path); rest {
+	case pathRoles, pathRoles + "/":
+		return target{endpoint: endpointRole}
+	case "/meta-data/placement/availability-zone", "/meta-data/placement/availability-zone/":
+		return target{endpoint: endpointZone}
+	case "/meta-data/placement/region":
+		return target{endpoint: endpointRegion}
+	case "/dynamic/instance-identity/document":
+		return target{endpoint: endpointDocument}
+	default:
+		escaped, found := strings.CutPrefix(rest, pathRoles+"/")
+		name, err := url.PathUnescape(escaped)
+		if !found || err != nil || strings.Contains(escaped, "/") {
+			return target{endpoint: endpointNone}
+		}
+		return target{endpoint: endpointCredentials, role: name}
+	}
+}
+
+// withoutVersion cuts /latest or a dated version such as /2009-04-04, and returns
+// an empty path if neither is there.
+func withoutVersion(path string) string {
+	if rest, ok := strings.CutPrefix(path, "/latest"); ok {
+		return rest
+	}
+	const date = len("/2009-04-04")
+	if len(path) < date {
+		return ""
+	}
+	if _, err := time.Parse("/"+time.DateOnly, path[:date]); err != nil {
+		return ""
+	}
+	return path[date:]
+}

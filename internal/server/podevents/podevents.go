@@ -1,0 +1,220 @@
+// Package podevents tells users on their pods, as Kubernetes Events, how the pods
+// fare with their role. It owns what is said how often. It does not know why a
+// request failed.
+package podevents
+
+import (
+	"context"
+	"fmt"
+	"hash/fnv"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+	"golang.org/x/time/rate"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+
+	"github.com/iam4kube/iam4kube/internal/logging"
+	"github.com/iam4kube/iam4kube/internal/server/identity"
+	"github.com/iam4kube/iam4kube/internal/server/role"
+)
+
+// Reason is an Event's reason.
+type Reason string
+
+// Reasons of events. Serving is of type Normal, the others are Warnings.
+const (
+	Serving       Reason = "IAMRoleServing"
+	BadAnnotation Reason = "IAMRoleAnnotationInvalid"
+	NoRole        Reason = "IAMRoleMissing"
+	Denied        Reason = "IAMRoleDenied"
+	Unavailable   Reason = "IAMCredentialsUnavailable"
+	NoAccount     Reason = "IAMServiceAccountMissing"
+	Ambiguous     Reason = "IAMPodAddressAmbiguous"
+)
+
+const (
+	// perSecond and burst limit the writes of one replica to the API server.
+	perSecond, burst = 5, 50
+	// queueLength is how many events wait for their write; more are dropped.
+	queueLength = 1000
+	// repeatAfter is when a failure that goes on is told again.
+	repeatAfter = 10 * time.Minute
+	// writeTimeout ends a write to an API server that does not answer.
+	writeTimeout = 10 * time.Second
+	component    = "iam4kube"
+)
+
+// Recorder writes events. Its methods never block.
+type Recorder struct {
+	events  func(namespace string) corev1client.EventInterface
+	log     *zap.Logger
+	limiter *rate.Limiter
+	// failures go before successes.
+	failures, successes chan event
+	total               *prometheus.CounterVec
+
+	mu sync.Mutex
+	// told is when each reason was last told of a pod.
+	told map[types.UID]map[Reason]time.Time
+}
+
+type event struct {
+	pod     *identity.Pod
+	reason  Reason
+	message string
+	at      time.Time
+}
+
+// New returns a Recorder that writes through client.
+func New(client corev1client.EventsGetter, registry prometheus.Registerer, log *zap.Logger) *Recorder {
+	r := &Recorder{
+		events:    client.Events,
+		log:       log,
+		limiter:   rate.NewLimiter(perSecond, burst),
+		failures:  make(chan event, queueLength),
+		successes: make(chan event, queueLength),
+		total: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "iam4kube_events_total",
+			Help: "Kubernetes events by what became of them: written, dropped because too many waited, or failed.",
+		}, []string{"outcome"}),
+		told: map[types.UID]map[Reason]time.Time{},
+	}
+	for _, outcome := range []string{"written", "dropped", "failed"} {
+		r.total.WithLabelValues(outcome)
+	}
+	registry.MustRegister(r.total)
+	return r
+}
+
+// Record tells of the pod, unless the same was told lately. Serving is told once
+// in the life of a pod, and only of pods that came after this server.
+func (r *Recorder) Record(pod *identity.Pod, reason Reason, message string) {
+	now := time.Now()
+	if reason == Serving && !pod.Life.Announced || !r.isNews(pod.UID, reason, now) {
+		return
+	}
+	queue := r.failures
+	if reason == Serving {
+		queue = r.successes
+	}
+	select {
+	case queue <- event{pod, reason, message, now}:
+	default:
+		r.total.WithLabelValues("dropped").Inc()
+	}
+}
+
+// BadAnnotation implements identity.Observer.
+func (r *Recorder) BadAnnotation(pod *identity.Pod, err *role.AnnotationError) {
+	r.Record(pod, BadAnnotation, fmt.Sprintf("ServiceAccount %s gives no IAM role: %v. Correct the annotation; no restart is needed.", pod.ServiceAccount, err))
+}
+
+// Gone implements identity.Observer.
+func (r *Recorder) Gone(pod *identity.Pod) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.told, pod.UID)
+}
+
+func (r *Recorder) isNews(uid types.UID, reason Reason, now time.Time) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	reasons := r.told[uid]
+	if last, told := reasons[reason]; told && (reason == Serving || now.Sub(last) < repeatAfter) {
+		return false
+	}
+	if reasons == nil {
+		reasons = map[Reason]time.Time{}
+		r.told[uid] = reasons
+	}
+	reasons[reason] = now
+	return true
+}
+
+// Run writes what was recorded until ctx ends.
+func (r *Recorder) Run(ctx context.Context) error {
+	for {
+		if err := r.limiter.Wait(ctx); err != nil {
+			return nil // only the end of ctx ends Wait
+		}
+		e, ok := r.next(ctx)
+		if !ok {
+			return nil
+		}
+		r.write(ctx, e)
+	}
+}
+
+func (r *Recorder) next(ctx context.Context) (event, bool) {
+	select {
+	case e := <-r.failures:
+		return e, true
+	default:
+	}
+	select {
+	case e := <-r.failures:
+		return e, true
+	case e := <-r.successes:
+		return e, true
+	case <-ctx.Done():
+		return event{}, false
+	}
+}
+
+// write creates the event, or counts up the one that this or another replica has
+// written: all give it the same name.
+func (r *Recorder) write(ctx context.Context, e event) {
+	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
+	defer cancel()
+	events := r.events(e.pod.Namespace)
+	object := e.object()
+	_, err := events.Create(ctx, object, metav1.CreateOptions{})
+	if apierrors.IsAlreadyExists(err) && e.reason != Serving {
+		err = r.countUp(ctx, events, object)
+	}
+	if err != nil && !apierrors.IsAlreadyExists(err) {
+		r.total.WithLabelValues("failed").Inc()
+		r.log.Warn("could not write an event", zap.String(logging.Namespace, e.pod.Namespace),
+			zap.String(logging.Pod, e.pod.Name), zap.String(logging.Reason, string(e.reason)), zap.Error(err))
+		return
+	}
+	r.total.WithLabelValues("written").Inc()
+}
+
+func (r *Recorder) countUp(ctx context.Context, events corev1client.EventInterface, object *corev1.Event) error {
+	old, err := events.Get(ctx, object.Name, metav1.GetOptions{})
+	if err != nil {
+		return err
+	}
+	old.Count++
+	old.LastTimestamp = object.LastTimestamp
+	old.Message = object.Message
+	_, err = events.Update(ctx, old, metav1.UpdateOptions{})
+	return err
+}
+
+func (e event) object() *corev1.Event {
+	kind, at := corev1.EventTypeWarning, metav1.NewTime(e.at)
+	if e.reason == Serving {
+		kind = corev1.EventTypeNormal
+	}
+	hash := fnv.New64a()
+	_, _ = fmt.Fprint(hash, e.pod.UID, e.reason) // a hash never fails
+	return &corev1.Event{
+		ObjectMeta:     metav1.ObjectMeta{Namespace: e.pod.Namespace, Name: fmt.Sprintf("%s.%x", e.pod.Name, hash.Sum64())},
+		InvolvedObject: corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: e.pod.Namespace, Name: e.pod.Name, UID: e.pod.UID},
+		Reason:         string(e.reason),
+		Message:        e.message,
+		Type:           kind,
+		Count:          1,
+		FirstTimestamp: at,
+		LastTimestamp:  at,
+		Source:         corev1.EventSource{Component: component},
+	}
+}

@@ -1,0 +1,84 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/iam4kube/iam4kube/internal/kube"
+	"github.com/iam4kube/iam4kube/internal/server/credentials"
+	"github.com/iam4kube/iam4kube/internal/server/imdstoken"
+)
+
+// Reasons for not being ready.
+var (
+	errDraining  = errors.New("draining: the server was told to stop")
+	errNotSynced = errors.New("the first list of pods, ServiceAccounts, nodes or the token key has not arrived")
+	errNoKey     = errors.New("the Secret " + imdstoken.SecretName + " has no usable key")
+	errNotFilled = errors.New("roles known at the start have not been tried yet")
+)
+
+// readiness says whether requests should be sent here.
+type readiness struct {
+	watches *kube.Watches
+	cache   *credentials.Cache
+	tokens  *imdstoken.Keys
+	// fillWithin is how long the start may take before roles that were not tried do
+	// not count any more.
+	fillWithin time.Duration
+
+	synced, filled, draining chan struct{}
+}
+
+func newReadiness(watches *kube.Watches, cache *credentials.Cache, tokens *imdstoken.Keys, fillWithin time.Duration) *readiness {
+	return &readiness{
+		watches: watches, cache: cache, tokens: tokens, fillWithin: fillWithin,
+		synced: make(chan struct{}), filled: make(chan struct{}), draining: make(chan struct{}),
+	}
+}
+
+// Run follows the start.
+func (r *readiness) Run(ctx context.Context) error {
+	timer := time.NewTimer(r.fillWithin)
+	defer timer.Stop()
+	if err := r.watches.Sync(ctx); err != nil {
+		return nil // only the end of ctx ends Sync
+	}
+	r.cache.Fill()
+	close(r.synced)
+	select {
+	case <-r.cache.Filled():
+	case <-timer.C:
+	case <-ctx.Done():
+		return nil
+	}
+	close(r.filled)
+	return nil
+}
+
+// Drain makes the server not ready for good. Call it once.
+func (r *readiness) Drain() { close(r.draining) }
+
+// Err is why the server is not ready, nil if it is.
+func (r *readiness) Err() error {
+	switch {
+	case isClosed(r.draining):
+		return errDraining
+	case !isClosed(r.synced):
+		return errNotSynced
+	case !r.tokens.Known():
+		return errNoKey
+	case !isClosed(r.filled):
+		return errNotFilled
+	}
+	return r.watches.Broken()
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}

@@ -1,0 +1,85 @@
+package role
+
+import (
+	"fmt"
+	"regexp"
+	"strconv"
+	"time"
+)
+
+// Annotations of a ServiceAccount. An empty value counts as absent.
+const (
+	AnnotationARN        = "iam.amazonaws.com/roleArn"
+	AnnotationExternalID = "iam.amazonaws.com/roleExternalId"
+	AnnotationDuration   = "iam.amazonaws.com/roleSessionDuration"
+)
+
+// Bounds of DurationSeconds,
+// https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html
+const (
+	MinDuration = 15 * time.Minute
+	MaxDuration = 12 * time.Hour
+)
+
+// Patterns from the IAM and STS API references. The path is made of printable
+// ASCII and is at most 512 characters long with its slashes, the name at most 64.
+var (
+	arnPattern        = regexp.MustCompile(`^arn:(aws|aws-cn|aws-us-gov|aws-iso(?:-[a-z])?):iam::[0-9]{12}:role(/(?:[!-.0-~]+/)*)([A-Za-z0-9_+=,.@-]{1,64})$`)
+	externalIDPattern = regexp.MustCompile(`^[A-Za-z0-9_+=,.@:/-]{2,}$`)
+)
+
+const (
+	maxPath       = 512
+	maxExternalID = 1224
+)
+
+// AnnotationError says which annotation is wrong and what it has to look like.
+type AnnotationError struct {
+	Annotation string
+	Value      string
+	Want       string
+}
+
+// Error names the annotation, what it holds (cut, because whoever annotates
+// chooses its length) and what is accepted.
+func (e *AnnotationError) Error() string {
+	const most = 128
+	value := e.Value
+	if len(value) > most {
+		value = value[:most] + "..."
+	}
+	return fmt.Sprintf("annotation %s has the value %q, want %s", e.Annotation, value, e.Want)
+}
+
+// FromAnnotations reads the role of a ServiceAccount. The result is nil if there
+// is no role annotation; a wrong annotation, whichever it is, is an
+// *AnnotationError and leaves no role. Without AnnotationDuration, sessions are
+// defaultDuration long.
+func FromAnnotations(namespace, serviceAccount string, annotations map[string]string, defaultDuration time.Duration) (*Role, error) {
+	arn := annotations[AnnotationARN]
+	if arn == "" {
+		return nil, nil
+	}
+	if m := arnPattern.FindStringSubmatch(arn); m == nil || len(m[2]) > maxPath {
+		return nil, &AnnotationError{AnnotationARN, arn, "the ARN of an IAM role, such as arn:aws:iam::123456789012:role/NAME"}
+	}
+	r := &Role{
+		ARN:            arn,
+		ExternalID:     annotations[AnnotationExternalID],
+		SessionName:    SessionName(namespace, serviceAccount),
+		Duration:       defaultDuration,
+		Namespace:      namespace,
+		ServiceAccount: serviceAccount,
+	}
+	if id := r.ExternalID; id != "" && (len(id) > maxExternalID || !externalIDPattern.MatchString(id)) {
+		return nil, &AnnotationError{AnnotationExternalID, r.ExternalID, "2 to 1224 letters, digits or any of _+=,.@:/-"}
+	}
+	if v := annotations[AnnotationDuration]; v != "" {
+		seconds, err := strconv.Atoi(v)
+		r.Duration = time.Duration(seconds) * time.Second
+		if err != nil || r.Duration < MinDuration || r.Duration > MaxDuration {
+			return nil, &AnnotationError{AnnotationDuration, v, "whole seconds from 900 to 43200"}
+		}
+	}
+	return r, nil
+}

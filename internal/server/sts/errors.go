@@ -1,0 +1,123 @@
+package sts
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/aws/aws-sdk-go-v2/service/sts/types"
+	smithy "github.com/aws/smithy-go"
+	smithyhttp "github.com/aws/smithy-go/transport/http"
+)
+
+// Kind sorts failed attempts by what has to happen next. It is a metric label.
+type Kind string
+
+const (
+	// Denied: STS refused this role to this server. Somebody has to change the
+	// role's trust policy, the annotation or the server's own permissions.
+	Denied Kind = "denied"
+	// Throttled: STS asks to slow down.
+	Throttled Kind = "throttled"
+	// Identity: STS refused the server's own credentials, or there are none, so no
+	// role can work until an operator has repaired them.
+	Identity Kind = "identity"
+	// Unavailable: STS cannot be reached, is slow, fails, or answers nonsense.
+	Unavailable Kind = "unavailable"
+)
+
+// Kinds lists every Kind.
+var Kinds = []Kind{Denied, Throttled, Identity, Unavailable}
+
+// Error is a failed attempt to assume a role.
+type Error struct {
+	Kind Kind
+	// Code is STS's error code, empty if the failure is not an answer of STS.
+	Code string
+	// Message says why. It holds no secret: STS repeats the signed request, session
+	// token included, in some messages about the server's own credentials, so
+	// those are replaced.
+	Message string
+	// Cause is why the server's own credentials could not be had: for operators,
+	// not for pods. It is nil for every other failure.
+	Cause error
+}
+
+// Error joins code and message.
+func (e *Error) Error() string {
+	if e.Code == "" {
+		return e.Message
+	}
+	return e.Code + ": " + e.Message
+}
+
+// Error codes of the Query protocol, from
+// https://docs.aws.amazon.com/STS/latest/APIReference/CommonErrors.html and
+// https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html
+var kindOfCode = map[string]Kind{
+	"AccessDenied":                Denied,
+	"AccessDeniedException":       Denied,
+	"ValidationError":             Denied,
+	"MalformedPolicyDocument":     Denied,
+	"PackedPolicyTooLarge":        Denied,
+	"InvalidParameterValue":       Denied,
+	"Throttling":                  Throttled,
+	"ThrottlingException":         Throttled,
+	"ThrottledException":          Throttled,
+	"RequestLimitExceeded":        Throttled,
+	"RequestThrottled":            Throttled,
+	"TooManyRequestsException":    Throttled,
+	"LimitExceededException":      Throttled,
+	"ExpiredToken":                Identity,
+	"ExpiredTokenException":       Identity,
+	"IncompleteSignature":         Identity,
+	"InvalidAccessKeyId":          Identity,
+	"InvalidClientTokenId":        Identity,
+	"InvalidSecurity":             Identity,
+	"InvalidToken":                Identity,
+	"MissingAuthenticationToken":  Identity,
+	"NotAuthorized":               Identity,
+	"OptInRequired":               Identity,
+	"RegionDisabledException":     Identity,
+	"RequestExpired":              Identity,
+	"SignatureDoesNotMatch":       Identity,
+	"UnrecognizedClientException": Identity,
+}
+
+// classify turns whatever the SDK returned into an *Error.
+func classify(err error) *Error {
+	var api smithy.APIError
+	var response *smithyhttp.ResponseError
+	switch {
+	case errors.As(err, &api):
+		return classifyAPI(api, err)
+	case errors.As(err, &response):
+		if response.HTTPStatusCode() == 429 {
+			return &Error{Kind: Throttled, Message: "STS answered HTTP status 429"}
+		}
+		return &Error{Kind: Unavailable, Message: fmt.Sprintf("STS answered HTTP status %d with no readable error", response.HTTPStatusCode())}
+	case errors.Is(err, context.DeadlineExceeded):
+		return &Error{Kind: Unavailable, Message: "STS did not answer in time"}
+	}
+	return &Error{Kind: Unavailable, Message: "STS cannot be reached: " + err.Error()}
+}
+
+func classifyAPI(api smithy.APIError, err error) *Error {
+	kind, known := kindOfCode[api.ErrorCode()]
+	var response *smithyhttp.ResponseError
+	if !known {
+		kind = Unavailable
+		if errors.As(err, &response) && response.HTTPStatusCode() == 429 {
+			kind = Throttled
+		}
+	}
+	var regionDisabled *types.RegionDisabledException
+	e := &Error{Kind: kind, Code: api.ErrorCode(), Message: api.ErrorMessage()}
+	switch {
+	case errors.As(err, &regionDisabled):
+		e.Message = "STS is not activated in this region for the server's account"
+	case kind == Identity:
+		e.Message = "STS refuses the server's own AWS credentials"
+	}
+	return e
+}

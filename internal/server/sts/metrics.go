@@ -1,0 +1,44 @@
+package sts
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+type metrics struct {
+	attempts *prometheus.CounterVec
+	duration prometheus.Histogram
+}
+
+func newMetrics(registry prometheus.Registerer, limiter *Limiter) *metrics {
+	m := &metrics{
+		attempts: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "iam4kube_sts_attempts_total",
+			Help: "AssumeRole attempts by outcome; identity means that STS refuses the server's own credentials.",
+		}, []string{"outcome"}),
+		duration: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "iam4kube_sts_attempt_duration_seconds",
+			Help:    "Time that an AssumeRole attempt took.",
+			Buckets: prometheus.ExponentialBuckets(0.005, 2, 12),
+		}),
+	}
+	m.attempts.WithLabelValues("success")
+	for _, kind := range Kinds {
+		m.attempts.WithLabelValues(string(kind))
+	}
+	registry.MustRegister(m.attempts, m.duration, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "iam4kube_sts_rate_limit",
+		Help: "Attempts a second that the limiter lets through now; below the configured rate while STS throttles.",
+	}, limiter.Rate))
+	return m
+}
+
+func (m *metrics) observe(err *Error, took time.Duration) {
+	outcome := "success"
+	if err != nil {
+		outcome = string(err.Kind)
+	}
+	m.attempts.WithLabelValues(outcome).Inc()
+	m.duration.Observe(took.Seconds())
+}

@@ -1,0 +1,129 @@
+// Package sts calls AssumeRole. It owns everything that touches AWS: the SDK's
+// configuration, the limiter that each HTTP attempt passes, and the sorting of
+// failures into kinds. It does not know when a role is due, nor does it keep
+// credentials or repeat an attempt.
+package sts
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
+	"github.com/aws/aws-sdk-go-v2/config"
+	"github.com/aws/aws-sdk-go-v2/service/sts"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/iam4kube/iam4kube/internal/server/role"
+)
+
+// Credentials are temporary security credentials as STS issues them.
+type Credentials struct {
+	AccessKeyID     string
+	SecretAccessKey Secret
+	SessionToken    Secret
+	// Expiration is STS's word, in UTC.
+	Expiration time.Time
+	// Issued is when the answer came, by this machine's clock.
+	Issued time.Time
+}
+
+// attemptTimeout ends an attempt that STS does not answer.
+const attemptTimeout = 10 * time.Second
+
+// Client calls AssumeRole with the server's own identity.
+type Client struct {
+	*Limiter
+	sts      *sts.Client
+	identity aws.CredentialsProvider
+	metrics  *metrics
+}
+
+// New returns a Client for the SDK's own configuration (environment, shared
+// files, web identity, container, EC2 role, ...). fallbackRegion is used if that
+// names no region.
+func New(ctx context.Context, limiter *Limiter, fallbackRegion string, registry prometheus.Registerer) (*Client, error) {
+	cfg, err := config.LoadDefaultConfig(ctx, config.WithHTTPClient(limitedClient{awshttp.NewBuildableClient(), limiter}))
+	if err != nil {
+		return nil, fmt.Errorf("load the AWS configuration: %w", err)
+	}
+	if cfg.Region == "" {
+		cfg.Region = fallbackRegion
+	}
+	if cfg.Region == "" {
+		return nil, errors.New("no AWS region for STS: set AWS_REGION, a profile with a region, or --region")
+	}
+	client := sts.NewFromConfig(cfg, func(o *sts.Options) {
+		// Repeating is the cache's work: it knows what is more urgent.
+		o.Retryer = aws.NopRetryer{}
+	})
+	return &Client{Limiter: limiter, sts: client, identity: cfg.Credentials, metrics: newMetrics(registry, limiter)}, nil
+}
+
+// AssumeRole makes one attempt. The error is an *Error.
+func (c *Client) AssumeRole(ctx context.Context, r role.Role) (*Credentials, error) {
+	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
+	defer cancel()
+	start := time.Now()
+	credentials, err := c.assumeRole(ctx, r)
+	c.metrics.observe(err, time.Since(start))
+	if err == nil {
+		c.speedUp()
+		return credentials, nil
+	}
+	if err.Kind == Throttled {
+		c.slowDown()
+	}
+	return nil, err
+}
+
+func (c *Client) assumeRole(ctx context.Context, r role.Role) (*Credentials, *Error) {
+	// Asked for here, because in the error of the call below its failure would look
+	// like one of STS. The SDK caches the answer.
+	if _, err := c.identity.Retrieve(ctx); err != nil {
+		return nil, &Error{Kind: Identity, Message: "the server has no AWS credentials of its own", Cause: err}
+	}
+	input := &sts.AssumeRoleInput{
+		RoleArn:         aws.String(r.ARN),
+		RoleSessionName: aws.String(r.SessionName),
+		DurationSeconds: aws.Int32(int32(r.Duration / time.Second)),
+	}
+	if r.ExternalID != "" {
+		input.ExternalId = aws.String(r.ExternalID)
+	}
+	output, err := c.sts.AssumeRole(ctx, input)
+	if err != nil {
+		return nil, explain(classify(err), r)
+	}
+	return validate(output, time.Now())
+}
+
+// explain adds what AWS's message leaves out.
+func explain(e *Error, r role.Role) *Error {
+	if strings.Contains(e.Message, "role chaining") {
+		e.Message += fmt.Sprintf(" (the server's own identity is an assumed role, so a session may last at most 1 h, but %s asks for %v: shorten it with %s or --session-duration, or run the server as an IAM user or with an instance profile)",
+			r.SessionName, r.Duration, role.AnnotationDuration)
+	}
+	return e
+}
+
+// validate refuses an answer that would be of no use to a pod.
+func validate(output *sts.AssumeRoleOutput, now time.Time) (*Credentials, *Error) {
+	c := output.Credentials
+	if c == nil || aws.ToString(c.AccessKeyId) == "" || aws.ToString(c.SecretAccessKey) == "" || aws.ToString(c.SessionToken) == "" || c.Expiration == nil {
+		return nil, &Error{Kind: Unavailable, Message: "STS answered without complete credentials"}
+	}
+	if !c.Expiration.After(now) {
+		return nil, &Error{Kind: Unavailable, Message: fmt.Sprintf("STS answered with credentials that expired at %s; is this machine's clock right?", c.Expiration.UTC().Format(time.RFC3339))}
+	}
+	return &Credentials{
+		AccessKeyID:     *c.AccessKeyId,
+		SecretAccessKey: Secret(*c.SecretAccessKey),
+		SessionToken:    Secret(*c.SessionToken),
+		Expiration:      c.Expiration.UTC(),
+		Issued:          now,
+	}, nil
+}

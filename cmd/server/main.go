@@ -38,7 +38,7 @@ func run(ctx context.Context, arguments []string, stdout, stderr io.Writer) int 
 	case err != nil:
 		return say(stderr, exitUsage, err)
 	}
-	log, err := logging.New(level, encoding)
+	log, err := logging.New(stderr, level, encoding)
 	if err != nil {
 		return say(stderr, exitUsage, err)
 	}

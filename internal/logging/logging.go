@@ -6,8 +6,8 @@ package logging
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"log"
-	"os"
 	"time"
 
 	"github.com/go-logr/zapr"
@@ -56,8 +56,8 @@ var (
 	Encodings = []string{"json", "console"}
 )
 
-// New returns a logger that writes to stderr.
-func New(level, encoding string) (*zap.Logger, error) {
+// New returns a logger that writes to w.
+func New(w io.Writer, level, encoding string) (*zap.Logger, error) {
 	var zapLevel zapcore.Level
 	if err := zapLevel.Set(level); err != nil {
 		return nil, fmt.Errorf("log level %q: %w", level, err)
@@ -68,7 +68,7 @@ func New(level, encoding string) (*zap.Logger, error) {
 	if encoding == "console" {
 		encoder = zapcore.NewConsoleEncoder(cfg)
 	}
-	return zap.New(zapcore.NewCore(encoder, zapcore.Lock(os.Stderr), zapLevel)), nil
+	return zap.New(zapcore.NewCore(encoder, zapcore.Lock(zapcore.AddSync(w)), zapLevel)), nil
 }
 
 // Sampled returns a logger for lines that others can cause in any number: of the

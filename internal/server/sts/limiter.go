@@ -2,13 +2,13 @@ package sts
 
 import (
 	"context"
-	"net/http"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/aws/aws-sdk-go-v2/aws"
+	awsmiddleware "github.com/aws/aws-sdk-go-v2/aws/middleware"
+	"github.com/aws/aws-sdk-go-v2/service/sts"
+	"github.com/aws/smithy-go/middleware"
 	"golang.org/x/time/rate"
 )
 
@@ -91,20 +91,17 @@ func (l *Limiter) speedUp() {
 // Rate is the present number of requests a second.
 func (l *Limiter) Rate() float64 { return float64(l.tokens.Limit()) }
 
-// limitedClient is an aws.HTTPClient that lets requests to STS through the Limiter.
-type limitedClient struct {
-	next    aws.HTTPClient
-	limiter *Limiter
-}
-
-// Do sends the request. The SDK uses one HTTP client for everything it does to
-// get credentials; of those requests, just the ones to STS are POSTs of a form
-// (its Query protocol).
-func (c limitedClient) Do(r *http.Request) (*http.Response, error) {
-	if r.Method == http.MethodPost && strings.HasPrefix(r.Header.Get("Content-Type"), "application/x-www-form-urlencoded") {
-		if err := c.limiter.wait(r.Context()); err != nil {
-			return nil, err
-		}
-	}
-	return c.next.Do(r)
+// addTo puts the Limiter into the stack of an SDK operation, if that is one of STS:
+// below the SDK's own retries, so that each of them counts, and above the
+// signature, which would grow old during the wait.
+func (l *Limiter) addTo(stack *middleware.Stack) error {
+	return stack.Finalize.Insert(middleware.FinalizeMiddlewareFunc("iam4kubeLimiter",
+		func(ctx context.Context, in middleware.FinalizeInput, next middleware.FinalizeHandler) (middleware.FinalizeOutput, middleware.Metadata, error) {
+			if awsmiddleware.GetServiceID(ctx) == sts.ServiceID {
+				if err := l.wait(ctx); err != nil {
+					return middleware.FinalizeOutput{}, middleware.Metadata{}, err
+				}
+			}
+			return next.HandleFinalize(ctx, in)
+		}), "Retry", middleware.After)
 }

@@ -12,9 +12,9 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
-	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
+	"github.com/aws/smithy-go/middleware"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/iam4kube/iam4kube/internal/server/role"
@@ -46,7 +46,7 @@ type Client struct {
 // files, web identity, container, EC2 role, ...). fallbackRegion is used if that
 // names no region.
 func New(ctx context.Context, limiter *Limiter, fallbackRegion string, registry prometheus.Registerer) (*Client, error) {
-	cfg, err := config.LoadDefaultConfig(ctx, config.WithHTTPClient(limitedClient{awshttp.NewBuildableClient(), limiter}))
+	cfg, err := config.LoadDefaultConfig(ctx, config.WithAPIOptions([]func(*middleware.Stack) error{limiter.addTo}))
 	if err != nil {
 		return nil, fmt.Errorf("load the AWS configuration: %w", err)
 	}

@@ -1,0 +1,223 @@
+package controlplane
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// CacheEnv names the environment variable that moves the built programs to another
+// folder than iam4kube below os.UserCacheDir.
+const CacheEnv = "IAM4KUBE_TEST_CACHE"
+
+// buildModules are the modules below test/build and the programs each one becomes.
+// All programs of a module are names of one binary.
+var buildModules = []struct {
+	module   string
+	programs []string
+}{
+	{"etcd", []string{"etcd"}},
+	{"kubernetes", []string{"kube-apiserver"}},
+}
+
+// Build makes sure that etcd and kube-apiserver are built and returns the folder that
+// holds them. The first build takes many minutes and tells on stderr where it is;
+// afterwards Build only looks whether the folder is there. Processes that build at the
+// same time wait for the first of them.
+func Build(ctx context.Context) (binDir string, err error) {
+	sources, err := sourceDir()
+	if err != nil {
+		return "", err
+	}
+	cache, err := cacheDir()
+	if err != nil {
+		return "", err
+	}
+	key, err := buildKey(sources)
+	if err != nil {
+		return "", err
+	}
+	binDir = filepath.Join(cache, key)
+	if built(binDir) {
+		return binDir, nil
+	}
+	if err := os.MkdirAll(cache, 0o755); err != nil {
+		return "", err
+	}
+	unlock, err := lock(ctx, filepath.Join(cache, "lock"), os.Stderr)
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	if built(binDir) {
+		return binDir, nil
+	}
+	return binDir, buildAll(ctx, sources, binDir, os.Stderr)
+}
+
+func built(binDir string) bool {
+	_, err := os.Stat(binDir)
+	return err == nil
+}
+
+// sourceDir is test/build of the checkout that this package was compiled from.
+func sourceDir() (string, error) {
+	_, file, _, _ := runtime.Caller(0)
+	dir := filepath.Join(filepath.Dir(file), "..", "build")
+	if _, err := os.Stat(dir); err != nil {
+		return "", fmt.Errorf("the modules to build are not beside the source of this package (built with -trimpath?): %w", err)
+	}
+	return filepath.Abs(dir)
+}
+
+func cacheDir() (string, error) {
+	if dir := os.Getenv(CacheEnv); dir != "" {
+		return filepath.Abs(dir)
+	}
+	dir, err := os.UserCacheDir()
+	if err != nil {
+		return "", fmt.Errorf("no folder for the built programs, set %s: %w", CacheEnv, err)
+	}
+	return filepath.Join(dir, "iam4kube"), nil
+}
+
+// buildKey changes whenever the programs would: with the modules' files and with Go.
+func buildKey(sources string) (string, error) {
+	h := sha256.New()
+	fmt.Fprintln(h, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+	for _, m := range buildModules {
+		fmt.Fprintln(h, m.module, m.programs)
+		for _, name := range []string{"go.mod", "go.sum", "main.go"} {
+			content, err := os.ReadFile(filepath.Join(sources, m.module, name))
+			if err != nil {
+				return "", err
+			}
+			fmt.Fprintln(h, name, len(content))
+			h.Write(content)
+		}
+	}
+	return fmt.Sprintf("controlplane-%x", h.Sum(nil)[:8]), nil
+}
+
+// lock holds an exclusive lock on a file, which the kernel gives up for a process that
+// dies.
+func lock(ctx context.Context, path string, progress io.Writer) (unlock func(), err error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	told := false
+	for {
+		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if err == nil {
+			return func() { f.Close() }, nil
+		}
+		if !errors.Is(err, syscall.EWOULDBLOCK) {
+			f.Close()
+			return nil, fmt.Errorf("locking %s: %w", path, err)
+		}
+		if !told {
+			fmt.Fprintln(progress, "controlplane: another process is building, waiting for it")
+			told = true
+		}
+		select {
+		case <-ctx.Done():
+			f.Close()
+			return nil, fmt.Errorf("waiting for another build: %w", ctx.Err())
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+// buildAll fills a folder beside binDir and renames it when it is complete, so that
+// binDir is never half there.
+func buildAll(ctx context.Context, sources, binDir string, progress io.Writer) error {
+	// Under the lock nobody else has one, so what is there was left by a killed build.
+	partial := filepath.Join(filepath.Dir(binDir), "partial")
+	if err := os.RemoveAll(partial); err != nil {
+		return err
+	}
+	if err := os.Mkdir(partial, 0o755); err != nil {
+		return err
+	}
+	defer os.RemoveAll(partial)
+	for _, m := range buildModules {
+		out := filepath.Join(partial, m.programs[0])
+		if err := buildModule(ctx, filepath.Join(sources, m.module), out, progress); err != nil {
+			return fmt.Errorf("building %s: %w", m.programs[0], err)
+		}
+		for _, name := range m.programs[1:] {
+			if err := os.Symlink(m.programs[0], filepath.Join(partial, name)); err != nil {
+				return err
+			}
+		}
+	}
+	return os.Rename(partial, binDir)
+}
+
+// buildModule runs go build -v, whose lines name the packages as they are compiled.
+func buildModule(ctx context.Context, dir, out string, progress io.Writer) error {
+	name, start := filepath.Base(out), time.Now()
+	fmt.Fprintf(progress, "controlplane: building %s\n", name)
+	cmd := exec.CommandContext(ctx, "go", "build", "-v", "-buildvcs=false", "-ldflags=-s -w", "-o", out, ".")
+	cmd.Dir = dir
+	// A race-instrumented, cgo or workspace build of the caller must not change this one.
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=", "GOWORK=off", "PWD="+dir)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
+	output, err := cmd.StderrPipe()
+	if err != nil {
+		return err
+	}
+	runtime.LockOSThread() // Pdeathsig follows the thread, see startProcess.
+	defer runtime.UnlockOSThread()
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	failure := reportBuild(output, progress, name, start)
+	if err := cmd.Wait(); err != nil {
+		return fmt.Errorf("%w\n%s", err, failure)
+	}
+	fmt.Fprintf(progress, "controlplane: %s built in %s\n", name, time.Since(start).Round(time.Second))
+	return nil
+}
+
+// reportBuild tells every five seconds where the build is and returns the last lines,
+// which are the compiler's if the build fails.
+func reportBuild(output io.Reader, progress io.Writer, name string, start time.Time) (tail string) {
+	lines := make(chan string)
+	go func() {
+		defer close(lines)
+		for scanner := bufio.NewScanner(output); scanner.Scan(); {
+			lines <- scanner.Text()
+		}
+	}()
+	ticker := time.NewTicker(5 * time.Second)
+	defer ticker.Stop()
+	const keep = 20
+	var last []string
+	packages, newest := 0, "reading the module"
+	for {
+		select {
+		case line, ok := <-lines:
+			if !ok {
+				return strings.Join(last, "\n")
+			}
+			packages, newest = packages+1, line
+			last = append(last, line)
+			last = last[max(0, len(last)-keep):]
+		case now := <-ticker.C:
+			fmt.Fprintf(progress, "controlplane: building %s: %s, %d packages compiled, newest %s\n",
+				name, now.Sub(start).Round(time.Second), packages, newest)
+		}
+	}
+}

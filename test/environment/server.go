@@ -1,0 +1,283 @@
+package environment
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
+
+	"github.com/iam4kube/iam4kube/internal/logging"
+	"github.com/iam4kube/iam4kube/internal/server"
+)
+
+// Server is a running iam4kube server.
+type Server struct {
+	// Address of the metadata API, Aux of metrics and readiness: IP:PORT.
+	Address, Aux string
+	Logs         Logs
+
+	env  *Environment
+	stop func()
+	done chan struct{}
+	err  error
+}
+
+// startTimeout bounds what no test should ever wait for.
+const startTimeout = time.Minute
+
+// Start runs a server in this process. It is stopped with the test, and has to end
+// without an error then.
+func (e *Environment) Start(t testing.TB, cfg server.Config) *Server {
+	t.Helper()
+	s := e.newServer()
+	log, err := logging.New(&s.Logs, "debug", "json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	s.stop = cancel
+	go func() {
+		defer close(s.done)
+		s.err = server.Run(ctx, cfg, log)
+	}()
+	s.started(t)
+	return s
+}
+
+// StartProcess runs a server as its users do: the program, built with the race detector,
+// with these flags besides those for its addresses, API server and AWS. The server of
+// the returned process is stopped by SIGTERM with the test.
+func (e *Environment) StartProcess(t testing.TB, flags ...string) (*Server, *os.Process) {
+	t.Helper()
+	cfg := e.Config(t)
+	s := e.newServer()
+	arguments := append([]string{
+		"--listen-on", cfg.ListenOn, "--aux-listen-on", cfg.AuxListenOn, "--kubeconfig", cfg.Kubeconfig, "--log-level", "debug",
+	}, flags...)
+	command := exec.Command(Program(t), arguments...)
+	command.Stderr = &s.Logs
+	command.Env = append(os.Environ(), e.AWSEnviron()...)
+	command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := command.Start(); err != nil {
+		t.Fatal(err)
+	}
+	s.stop = func() { _ = command.Process.Signal(syscall.SIGTERM) }
+	go func() {
+		defer close(s.done)
+		s.err = command.Wait()
+	}()
+	s.started(t)
+	return s, command.Process
+}
+
+func (e *Environment) newServer() *Server {
+	s := &Server{env: e, done: make(chan struct{})}
+	s.Logs.also = &e.logs
+	return s
+}
+
+func (s *Server) started(t testing.TB) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), startTimeout)
+	defer cancel()
+	go func() {
+		select {
+		case <-s.done:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	t.Cleanup(func() {
+		if err := s.Stop(); err != nil {
+			t.Errorf("the server ended with: %v", err)
+		}
+	})
+	line, err := s.Logs.Wait(ctx, "serving")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Address, s.Aux = line["address"].(string), line["aux_address"].(string)
+}
+
+// Stop ends the server as SIGTERM does, waits for its end and returns its error.
+func (s *Server) Stop() error {
+	s.stop()
+	<-s.done
+	return s.err
+}
+
+// Done is closed when the server has ended.
+func (s *Server) Done() <-chan struct{} { return s.done }
+
+// WaitReady returns when /readyz says so.
+func (s *Server) WaitReady(t testing.TB) {
+	t.Helper()
+	Eventually(t, startTimeout, func() error {
+		status, body := s.Readyz(t)
+		if status != http.StatusOK {
+			return errors.New(body)
+		}
+		return nil
+	})
+}
+
+// Readyz asks /readyz once.
+func (s *Server) Readyz(t testing.TB) (status int, body string) {
+	t.Helper()
+	return s.aux(t, "/readyz")
+}
+
+func (s *Server) aux(t testing.TB, path string) (status int, body string) {
+	t.Helper()
+	response, err := http.Get("http://" + s.Aux + path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = response.Body.Close() }()
+	content, err := io.ReadAll(response.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if secret := s.env.Leak(string(content)); secret != "" {
+		t.Errorf("%s holds a secret: %s", path, secret)
+	}
+	return response.StatusCode, string(content)
+}
+
+// Metrics returns what /metrics says.
+func (s *Server) Metrics(t testing.TB) map[string]*dto.MetricFamily {
+	t.Helper()
+	response, err := http.Get("http://" + s.Aux + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = response.Body.Close() }()
+	parser := expfmt.NewTextParser(model.UTF8Validation)
+	families, err := parser.TextToMetricFamilies(response.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return families
+}
+
+// Metric returns the value of one counter or gauge, or the count of one histogram, with
+// these labels: name, value, name, value, ... It is 0 if there is none.
+func (s *Server) Metric(t testing.TB, name string, labels ...string) float64 {
+	t.Helper()
+	for _, m := range s.Metrics(t)[name].GetMetric() {
+		have := map[string]string{}
+		for _, l := range m.GetLabel() {
+			have[l.GetName()] = l.GetValue()
+		}
+		matches := true
+		for i := 0; i < len(labels); i += 2 {
+			matches = matches && have[labels[i]] == labels[i+1]
+		}
+		if matches {
+			return m.GetCounter().GetValue() + m.GetGauge().GetValue() + float64(m.GetHistogram().GetSampleCount())
+		}
+	}
+	return 0
+}
+
+// Client returns an HTTP client whose requests come from this address, with a connection
+// pool of its own that ends with the test. It follows no redirect and never gives up.
+func (s *Server) Client(t testing.TB, from netip.Addr) *http.Client {
+	transport := &http.Transport{
+		DialContext:         (&net.Dialer{LocalAddr: &net.TCPAddr{IP: from.AsSlice()}}).DialContext,
+		MaxIdleConnsPerHost: 1000,
+	}
+	t.Cleanup(transport.CloseIdleConnections)
+	return &http.Client{
+		Transport:     transport,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+}
+
+// Get asks for a path from this address, by IMDSv1, and returns status and body.
+func (s *Server) Get(t testing.TB, from netip.Addr, path string) (status int, body string) {
+	t.Helper()
+	response, body, err := s.Do(t.Context(), s.Client(t, from), http.MethodGet, path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return response.StatusCode, body
+}
+
+// Do sends one request and reads the answer whole.
+func (s *Server) Do(ctx context.Context, client *http.Client, method, path string, header http.Header) (*http.Response, string, error) {
+	request, err := http.NewRequestWithContext(ctx, method, "http://"+s.Address+path, nil)
+	if err != nil {
+		return nil, "", err
+	}
+	for name, values := range header {
+		request.Header[name] = values
+	}
+	response, err := client.Do(request)
+	if err != nil {
+		return nil, "", err
+	}
+	defer func() { _ = response.Body.Close() }()
+	body, err := io.ReadAll(response.Body)
+	return response, string(body), err
+}
+
+// Eventually calls check until it returns nil, or fails the test with its last error. It
+// is for what a test cannot be told of, such as another process's metrics.
+func Eventually(t testing.TB, within time.Duration, check func() error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), within)
+	defer cancel()
+	ticker := time.NewTicker(10 * time.Millisecond)
+	defer ticker.Stop()
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			t.Fatalf("not within %v: %v", within, err)
+		}
+	}
+}
+
+// Program builds the server once and returns its path.
+func Program(t testing.TB) string {
+	t.Helper()
+	path, err := build()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+var build = sync.OnceValues(func() (string, error) {
+	// A folder that stays, so that an unchanged program is not linked again.
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(cache, "iam4kube", "race", "server")
+	command := exec.Command("go", "build", "-race", "-o", path, "./cmd/server")
+	command.Dir = repository()
+	if output, err := command.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("building the server: %w: %s", err, output)
+	}
+	return path, nil
+})

@@ -1,0 +1,101 @@
+package fakests
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base32"
+	"encoding/base64"
+	"strings"
+	"time"
+)
+
+// chainedMax caps a role session whose caller is itself a role session, whatever
+// the role allows (IAM user guide, "role chaining"). Seconds.
+const chainedMax = 3600
+
+// assumeRole decides over AssumeRole. Authorization comes before the checks of
+// the duration, so that nobody learns the settings of a role he may not assume.
+func (f *Fake) assumeRole(caller identity, req *assumeRequest) (Issued, *apiError) {
+	if strings.HasSuffix(caller.arn, ":root") {
+		return Issued{}, errRootAccount
+	}
+	role, exists := f.role(req.role)
+	if !exists || !role.Trust.allows(caller, req.sessionName, req.externalID) {
+		return Issued{}, errNotAuthorized(caller.arn, req.role)
+	}
+	if caller.session != nil && req.duration > chainedMax {
+		return Issued{}, errRoleChaining
+	}
+	if req.duration > role.MaxSessionDuration {
+		return Issued{}, errMaxSessionDuration
+	}
+	return req.issued(caller.arn), nil
+}
+
+// assumeRoleWithWebIdentity needs no signature: the token is the proof.
+func (f *Fake) assumeRoleWithWebIdentity(req *assumeRequest, now time.Time) (Issued, WebIdentity, *apiError) {
+	f.mu.Lock()
+	bearer, known := f.tokens[req.token]
+	f.mu.Unlock()
+	if !known {
+		return Issued{}, bearer, errInvalidIdentityToken
+	}
+	if !now.Before(bearer.Expires) {
+		return Issued{}, bearer, errExpiredIdentityToken(now, bearer.Expires)
+	}
+	role, exists := f.role(req.role)
+	if !exists || !role.Trust.allowsWebIdentity(bearer.Subject, req.sessionName) {
+		return Issued{}, bearer, errWebIdentityDenied
+	}
+	if req.duration > role.MaxSessionDuration {
+		return Issued{}, bearer, errMaxSessionDuration
+	}
+	return req.issued(bearer.Provider + ":" + bearer.Subject), bearer, nil
+}
+
+func (f *Fake) role(arn string) (Role, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	role, ok := f.roles[arn]
+	return role, ok
+}
+
+// issued is the session that the request asks for, still without keys.
+func (req *assumeRequest) issued(callerARN string) Issued {
+	i := Issued{
+		RoleARN:     req.role,
+		SessionName: req.sessionName,
+		CallerARN:   callerARN,
+		Expiration:  time.Now().Add(time.Duration(req.duration) * time.Second),
+	}
+	if req.externalID != nil {
+		i.ExternalID = *req.externalID
+	}
+	return i
+}
+
+// issue makes keys for a session and remembers them: from now on they sign requests.
+func (f *Fake) issue(i Issued) Issued {
+	i.AccessKeyID = "ASIA" + base32.StdEncoding.EncodeToString(randomBytes(10))
+	i.SecretAccessKey = base64.StdEncoding.EncodeToString(randomBytes(30))
+	i.SessionToken = "IQoJb3JpZ2luX2Vj" + base64.StdEncoding.EncodeToString(randomBytes(639))
+	i.Expiration = i.Expiration.Truncate(f.precision())
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.issued[i.AccessKeyID] = i
+	f.identities[i.AccessKeyID] = identity{arn: i.ARN(), accessKeyID: i.AccessKeyID, secret: i.SecretAccessKey, session: &i}
+	f.secrets = append(f.secrets, i.SecretAccessKey, i.SessionToken)
+	return i
+}
+
+// uniqueID is IAM's stable ID of a user (AIDA) or role (AROA).
+func uniqueID(prefix, arn string) string {
+	sum := sha256.Sum256([]byte(arn))
+	return prefix + base32.StdEncoding.EncodeToString(sum[:])[:17]
+}
+
+func randomBytes(n int) []byte {
+	b := make([]byte, n)
+	rand.Read(b) // never fails (crypto/rand)
+	return b
+}

@@ -74,7 +74,7 @@ func parse(arguments []string, help io.Writer) (cfg server.Config, level, encodi
 	f.String(&cfg.Namespace, "namespace", ownNamespace(), "namespace of the Secret with the token key; the pod's own")
 	f.String(&cfg.Region, "region", "", "region of pods whose nodes have no label topology.kubernetes.io/region, and of STS if the AWS configuration names none")
 	f.String(&cfg.AvailabilityZone, "availability-zone", "", "zone of pods whose nodes have no label topology.kubernetes.io/zone")
-	if err = f.Parse(arguments, help); err != nil {
+	if err := f.Parse(arguments, help); err != nil {
 		return cfg, "", "", err
 	}
 	return cfg, level, encoding, check(cfg)

@@ -228,8 +228,7 @@ func backOff(failures int) time.Duration {
 
 // asFailure unwraps what STS's method promises to return.
 func asFailure(err error) *sts.Error {
-	var failure *sts.Error
-	if errors.As(err, &failure) {
+	if failure, ok := errors.AsType[*sts.Error](err); ok {
 		return failure
 	}
 	return &sts.Error{Kind: sts.Unavailable, Message: err.Error()}

@@ -27,7 +27,7 @@ func newIssued(c *sts.Credentials) *Issued {
 	// The fields and their order are those of
 	// https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instance-metadata-security-credentials.html
 	document, err := json.MarshalIndent(struct {
-		Code, LastUpdated, Type, AccessKeyId, SecretAccessKey, Token, Expiration string //nolint:revive // EC2's names
+		Code, LastUpdated, Type, AccessKeyId, SecretAccessKey, Token, Expiration string
 	}{
 		"Success", c.Issued.UTC().Format(expirationFormat), "AWS-HMAC",
 		c.AccessKeyID, c.SecretAccessKey.Reveal(), c.SessionToken.Reveal(),

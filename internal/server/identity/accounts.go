@@ -56,8 +56,8 @@ func (x *Index) setAccount(s *ServiceAccount) {
 	a.exists = true
 	next, err := role.FromAnnotations(s.Namespace, s.Name, s.Annotations, x.defaultDuration)
 	before := a.err
-	a.err = nil
-	if errors.As(err, &a.err) && (before == nil || *before != *a.err) {
+	a.err, _ = errors.AsType[*role.AnnotationError](err)
+	if a.err != nil && (before == nil || *before != *a.err) {
 		x.reportPods(s.key(), a.err)
 	}
 	x.setRole(a, next)

@@ -31,8 +31,7 @@ const (
 	CurrentKey, PreviousKey = "current", "previous"
 	// MinKeyLength is the least number of bytes of either: the output of SHA-256,
 	// the least that RFC 2104 recommends.
-	MinKeyLength = sha256Size
-	sha256Size   = 32
+	MinKeyLength = 32
 	// MaxTTL is the longest life of a token, in seconds.
 	MaxTTL = 21600
 )
@@ -105,8 +104,8 @@ func (k *Keys) Resource() kube.Resource[*corev1.Secret, *corev1.Secret] {
 
 type sink struct{ *Keys }
 
-func (s sink) Set(secret *corev1.Secret)    { s.take(secret) }
-func (s sink) Delete(secret *corev1.Secret) { s.askForSecret() }
+func (s sink) Set(secret *corev1.Secret) { s.take(secret) }
+func (s sink) Delete(*corev1.Secret)     { s.askForSecret() }
 
 func (s sink) Replace(secrets []*corev1.Secret) {
 	if len(secrets) == 0 {
@@ -137,8 +136,8 @@ func (k *Keys) take(secret *corev1.Secret) {
 func keysOf(secret *corev1.Secret) ([][]byte, error) {
 	var keys [][]byte
 	for _, name := range []string{CurrentKey, PreviousKey} {
-		key, present := secret.Data[name]
-		if !present && name == PreviousKey || present && len(key) == 0 && name == PreviousKey {
+		key := secret.Data[name]
+		if name == PreviousKey && len(key) == 0 {
 			continue
 		}
 		if len(key) < MinKeyLength {
@@ -181,7 +180,7 @@ func (k *Keys) newSecret() *corev1.Secret {
 		}
 	} else {
 		key := make([]byte, MinKeyLength)
-		rand.Read(key) //nolint:errcheck // it never fails, https://pkg.go.dev/crypto/rand#Read
+		rand.Read(key)
 		data[CurrentKey] = key
 	}
 	return &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: SecretName}, Data: data}

@@ -25,7 +25,7 @@ const (
 
 var encoding = base64.RawURLEncoding.Strict()
 
-func sign(key []byte, head []byte, caller netip.Addr) []byte {
+func sign(key, head []byte, caller netip.Addr) []byte {
 	mac := hmac.New(sha256.New, key)
 	mac.Write(head)
 	address := caller.As16() // fixed length, so that nothing can move between the parts

@@ -57,8 +57,7 @@ func tooMany() answer {
 
 // refused answers what waiting does not change.
 func refused(from netip.Addr, c identity.Caller) answer {
-	var annotation *role.AnnotationError
-	if errors.As(c.Err, &annotation) {
+	if annotation, ok := errors.AsType[*role.AnnotationError](c.Err); ok {
 		return failed(http.StatusNotFound, c.Pod, podevents.BadAnnotation, "", fmt.Sprintf(
 			"ServiceAccount %s of pod %s gives no IAM role: %v. Correct the annotation; no restart is needed.", c.Pod.ServiceAccount, podName(c.Pod), annotation))
 	}

@@ -139,16 +139,14 @@ func (r *Recorder) isNews(uid types.UID, reason Reason, now time.Time) bool {
 
 // Run writes what was recorded until ctx ends.
 func (r *Recorder) Run(ctx context.Context) error {
-	for {
-		if err := r.limiter.Wait(ctx); err != nil {
-			return nil // only the end of ctx ends Wait
-		}
+	for r.limiter.Wait(ctx) == nil {
 		e, ok := r.next(ctx)
 		if !ok {
-			return nil
+			break
 		}
 		r.write(ctx, e)
 	}
+	return nil
 }
 
 func (r *Recorder) next(ctx context.Context) (event, bool) {

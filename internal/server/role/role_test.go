@@ -89,7 +89,7 @@ func TestNameAndAccountID(t *testing.T) {
 
 func TestSessionName(t *testing.T) {
 	stsPattern := regexp.MustCompile(`^[\w+=,.@-]{2,64}$`)
-	n := func(c string, n int) string { return strings.Repeat(c, n) }
+	n := strings.Repeat
 	seen := map[string]string{}
 	for _, tc := range []struct{ namespace, name, want string }{
 		{"ns", "sa", "ns@sa"},

@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"time"
 
+	"k8s.io/apimachinery/pkg/util/validation"
+
 	"github.com/iam4kube/iam4kube/internal/flags"
 	"github.com/iam4kube/iam4kube/internal/logging"
 	"github.com/iam4kube/iam4kube/internal/server"
@@ -87,8 +89,14 @@ func check(cfg server.Config) error {
 		return fmt.Errorf("--listen-on and --aux-listen-on are both %s, want two addresses", cfg.ListenOn)
 	case cfg.SessionDuration%time.Second != 0:
 		return fmt.Errorf("--session-duration %v: want whole seconds", cfg.SessionDuration)
-	case cfg.Namespace == "":
-		return errors.New("--namespace is empty, want the server's own namespace")
+	case len(validation.IsDNS1123Label(cfg.Namespace)) > 0:
+		return fmt.Errorf("--namespace %q: want the name of the server's own namespace, up to 63 of a-z, 0-9 and -", cfg.Namespace)
+	}
+	// The two stand in for labels, and pods get them as they are.
+	for name, value := range map[string]string{"region": cfg.Region, "availability-zone": cfg.AvailabilityZone} {
+		if len(validation.IsValidLabelValue(value)) > 0 {
+			return fmt.Errorf("--%s %q: want what a label can hold, up to 63 of A-Z, a-z, 0-9, -, _ and .", name, value)
+		}
 	}
 	return nil
 }

@@ -39,14 +39,28 @@ func (s *Set) Parse(arguments []string, help io.Writer) error {
 	case errors.Is(err, flag.ErrHelp):
 		s.print(help)
 		return ErrHelp
-	case err != nil && strings.HasPrefix(err.Error(), "flag provided but not defined: "):
-		return fmt.Errorf("unknown flag %s, accepted are %s", strings.TrimPrefix(err.Error(), "flag provided but not defined: "), strings.Join(s.names(), ", "))
 	case err != nil:
-		return err
+		return s.explain(err)
 	case s.flags.NArg() > 0:
 		return fmt.Errorf("unexpected argument %q, only flags are accepted (a switch is set as in --name=false)", s.flags.Arg(0))
 	}
 	return nil
+}
+
+// explain adds what is accepted to the errors of package flag that do not come from
+// a value.
+func (s *Set) explain(err error) error {
+	text := err.Error()
+	if name, ok := strings.CutPrefix(text, "flag provided but not defined: "); ok {
+		return fmt.Errorf("unknown flag %s, accepted are %s", name, strings.Join(s.names(), ", "))
+	}
+	if name, ok := strings.CutPrefix(text, "flag needs an argument: -"); ok {
+		return fmt.Errorf("flag --%s needs a value: %s", name, s.flags.Lookup(name).Usage)
+	}
+	if what, ok := strings.CutPrefix(text, "bad flag syntax: "); ok {
+		return fmt.Errorf("bad flag syntax %q, accepted are --NAME VALUE and --NAME=VALUE", what)
+	}
+	return err
 }
 
 func (s *Set) names() []string {
@@ -119,7 +133,11 @@ func (s *Set) File(target *string, name, usage string) {
 		if err != nil {
 			return "", fmt.Errorf("want a readable file: %w", err)
 		}
-		return text, f.Close()
+		defer func() { _ = f.Close() }()
+		if info, err := f.Stat(); err != nil || info.IsDir() {
+			return "", errors.New("want a readable file, not a directory")
+		}
+		return text, nil
 	}}, name, "", usage)
 }
 

@@ -7,6 +7,7 @@ package kube
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -74,6 +75,10 @@ func dial(ctx context.Context, network, address string) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	return awaitHello(c)
+}
+
+func awaitHello(c net.Conn) (net.Conn, error) {
 	if err := c.SetReadDeadline(time.Now().Add(helloTimeout)); err != nil {
 		_ = c.Close()
 		return nil, err
@@ -133,13 +138,15 @@ type reachTransport struct {
 // RoundTrip implements http.RoundTripper.
 func (t reachTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	response, err := t.next.RoundTrip(r)
-	if err == nil {
-		t.reach.record(true)
-	} else if r.Context().Err() == nil {
-		t.reach.record(false)
+	// Whoever takes a request back says nothing about the API server; a time-out does.
+	if err == nil || !errors.Is(r.Context().Err(), context.Canceled) {
+		t.reach.record(err == nil)
 	}
 	return response, err
 }
+
+// WrappedRoundTripper implements net.RoundTripperWrapper of k8s.io/apimachinery.
+func (t reachTransport) WrappedRoundTripper() http.RoundTripper { return t.next }
 
 // HTTPClient returns the client that all API clients of a program share, so that
 // they share one HTTP/2 connection too.

@@ -65,8 +65,10 @@ func Follow[O runtime.Object, T any](w *Watches, r Resource[O, T]) func(context.
 	var object O
 	reflector := cache.NewReflectorWithOptions(lw, object, s, cache.ReflectorOptions{
 		Name: r.Name,
-		// client-go's cap of 30 s would be the time to recover from an outage.
-		Backoff: &wait.Backoff{Duration: 200 * time.Millisecond, Factor: 2, Jitter: 0.5, Cap: time.Second, Steps: 10},
+		// client-go's cap of 30 s would be the time to recover from an outage. Two pauses,
+		// each up to half longer by jitter, stay below 2 s: where the API server does not
+		// know any more what was missed (410), it takes two attempts.
+		Backoff: &wait.Backoff{Duration: 100 * time.Millisecond, Factor: 2, Jitter: 0.5, Cap: 600 * time.Millisecond, Steps: 10},
 	})
 	reflector.WatchListPageSize = pageSize
 	return func(ctx context.Context) error {

@@ -15,6 +15,10 @@ import (
 const (
 	// silentAfter is when a watch without an event counts as broken. The API server
 	// sends a bookmark about every minute.
+	//
+	// It is also how long the API server must have answered without a failure before
+	// that is held against this program: after an outage, a watch that was resumed
+	// where it broke off is silent until the next bookmark.
 	silentAfter = 2 * time.Minute
 	// probeAfter is when a silent watch makes Run ask whether the API server answers.
 	// It is longer than the time between two bookmarks, so that nothing is asked
@@ -22,10 +26,6 @@ const (
 	probeAfter   = 90 * time.Second
 	probeEvery   = 10 * time.Second
 	probeTimeout = 5 * time.Second
-	// resumeWithin is how long the API server has to answer again before a silent
-	// watch is held against this program: after an outage of any length the watches
-	// need a moment.
-	resumeWithin = 30 * time.Second
 )
 
 // Watches are the watches of a program. The zero value is not usable.
@@ -41,13 +41,14 @@ type Watches struct {
 // activity is when something was last heard on one watch.
 type activity struct {
 	resource string
-	last     atomic.Int64 // Unix time in nanoseconds, 0 before the first sync
+	last     atomic.Pointer[time.Time] // nil before the first sync
 	synced   chan struct{}
 	once     sync.Once
 }
 
 func (a *activity) heard(sync bool) {
-	a.last.Store(time.Now().UnixNano())
+	now := time.Now()
+	a.last.Store(&now)
 	if sync {
 		a.once.Do(func() { close(a.synced) })
 	}
@@ -112,7 +113,7 @@ func (w *Watches) silent(now time.Time, long time.Duration) []string {
 func (w *Watches) silentLocked(now time.Time, long time.Duration) []string {
 	var silent []string
 	for _, a := range w.all {
-		if last := a.last.Load(); last != 0 && now.Sub(time.Unix(0, last)) > long {
+		if last := a.last.Load(); last != nil && now.Sub(*last) > long {
 			silent = append(silent, a.resource)
 		}
 	}
@@ -129,7 +130,7 @@ func (w *Watches) Broken() error {
 	silent := w.silentLocked(now, silentAfter)
 	if len(silent) == 0 {
 		w.broken = false
-	} else if w.reach.For(now) >= resumeWithin {
+	} else if w.reach.For(now) >= silentAfter {
 		w.broken = true
 	}
 	if !w.broken {
@@ -156,11 +157,11 @@ func (w *Watches) Collect(ch chan<- prometheus.Metric) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, a := range w.all {
-		synced, last := 0.0, a.last.Load()
-		if last != 0 {
-			synced = 1
+		synced, heard := 0.0, 0.0
+		if last := a.last.Load(); last != nil {
+			synced, heard = 1, float64(last.UnixNano())/1e9
 		}
 		ch <- prometheus.MustNewConstMetric(syncedDesc, prometheus.GaugeValue, synced, a.resource)
-		ch <- prometheus.MustNewConstMetric(lastHeardDesc, prometheus.GaugeValue, float64(last)/1e9, a.resource)
+		ch <- prometheus.MustNewConstMetric(lastHeardDesc, prometheus.GaugeValue, heard, a.resource)
 	}
 }

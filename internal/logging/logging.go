@@ -27,11 +27,11 @@ const (
 	Expiration     = "expiration"
 	Failures       = "failures"
 	Kind           = "kind"
+	Library        = "library"
 	Missing        = "missing"
 	Namespace      = "namespace"
 	Pod            = "pod"
 	Reason         = "reason"
-	Resource       = "resource"
 	Retry          = "retry_in"
 	RoleARN        = "role_arn"
 	ServiceAccount = "service_account"
@@ -39,7 +39,6 @@ const (
 	SourceIP       = "source_ip"
 	Status         = "status"
 	UID            = "pod_uid"
-	Version        = "version"
 )
 
 // Role returns the fields that identify a role and whose it is.
@@ -93,7 +92,11 @@ func (h httpErrors) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
+// ClientGo is the value of the key Library in the lines of client-go, whose
+// messages and other keys are its own.
+const ClientGo = "client-go"
+
 // TakeOverKlog lets client-go log through l. Call it once, before client-go is used.
 func TakeOverKlog(l *zap.Logger) {
-	klog.SetLogger(zapr.NewLogger(Sampled(l)))
+	klog.SetLogger(zapr.NewLogger(Sampled(l.With(zap.String(Library, ClientGo)))))
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/client-go/kubernetes"
 	k8smetadata "k8s.io/client-go/metadata"
 
@@ -117,7 +118,8 @@ func (s *server) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.hangUp = httpClient.CloseIdleConnections
+	// The client's own method does not reach below client-go's transports.
+	s.hangUp = func() { utilnet.CloseIdleConnectionsFor(httpClient.Transport) }
 	client, err := kubernetes.NewForConfigAndClient(config, httpClient)
 	if err != nil {
 		return fmt.Errorf("make a client for the API server: %w", err)

@@ -12,7 +12,7 @@ type class int
 
 const (
 	closeToExpiry class = iota // a refresh that may become late
-	awaited                    // never tried, and somebody waits
+	awaited                    // STS has not said yes or no to it, and somebody waits
 	untried                    // never tried
 	early                      // a refresh with time left
 	failing                    // failed before
@@ -134,6 +134,10 @@ func (c *Cache) dueAt(e *entry, now time.Time) time.Time {
 func (c *Cache) classOf(e *entry, now time.Time) class {
 	switch {
 	case e.failure != nil && !e.issued.valid(now):
+		// A role that only ran into trouble of STS must not wait behind every new one.
+		if e.failure.Kind != sts.Denied && c.hub.Waited(e.role) {
+			return awaited
+		}
 		return failing
 	case e.expiring(now):
 		return closeToExpiry

@@ -3,6 +3,7 @@ package credentials
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"time"
 
 	"github.com/iam4kube/iam4kube/internal/server/sts"
@@ -45,9 +46,9 @@ func (i *Issued) valid(now time.Time) bool {
 }
 
 // String shows neither the secrets nor the document.
-func (i *Issued) String() string {
+func (i Issued) String() string {
 	return fmt.Sprintf("%s, valid until %s", i.AccessKeyID, i.Expiration.Format(time.RFC3339))
 }
 
-// GoString is String, for the same reason.
-func (i *Issued) GoString() string { return i.String() }
+// Format is String for every verb of fmt: some would show the document.
+func (i Issued) Format(state fmt.State, _ rune) { _, _ = io.WriteString(state, i.String()) }

@@ -77,6 +77,8 @@ type Caller struct {
 	Role *role.Role
 	// Missing is the next piece that has to appear, empty if nothing has to.
 	Missing waiting.Piece
+	// Claimants are the pods on the address while Missing is waiting.SinglePod.
+	Claimants []*Pod
 	// Err is a refusal that waiting does not change: ErrNodeAddress, or an
 	// *role.AnnotationError.
 	Err error
@@ -99,7 +101,7 @@ func (x *Index) Lookup(address netip.Addr) Caller {
 	}
 	pod, missing := onlyLive(x.addresses[address])
 	if pod == nil {
-		return Caller{Missing: missing}
+		return Caller{Missing: missing, Claimants: x.addresses[address]}
 	}
 	a := x.accounts[pod.account()]
 	caller := Caller{Pod: pod}
@@ -181,17 +183,19 @@ func (x *Index) removePod(key types.NamespacedName) []any {
 }
 
 func (x *Index) file(p *Pod) []any {
+	keys := make([]any, 0, 4)
 	for _, a := range p.HostAddresses {
-		x.hosts[a]++
+		if x.hosts[a]++; x.hosts[a] == 1 {
+			keys = append(keys, a) // who waits for a pod there waits in vain
+		}
 	}
 	if x.accounts[p.account()] == nil {
 		x.accounts[p.account()] = &account{}
 	}
 	x.accounts[p.account()].pods++
 	if p.Ended {
-		return nil
+		return keys
 	}
-	keys := make([]any, 0, 4)
 	for _, a := range p.Addresses {
 		x.addresses[a] = append(x.addresses[a], p)
 		keys = append(keys, a)

@@ -45,7 +45,7 @@ type Keys struct {
 	secrets corev1client.SecretInterface
 	log     *zap.Logger
 	// keys are the current one and then the previous one, nil before the first.
-	keys atomic.Pointer[[][]byte]
+	keys atomic.Pointer[[]*signer]
 	// missing tells Run that there is no Secret.
 	missing chan struct{}
 	refused prometheus.Counter
@@ -133,17 +133,17 @@ func (k *Keys) take(secret *corev1.Secret) {
 	k.keys.Store(&keys)
 }
 
-func keysOf(secret *corev1.Secret) ([][]byte, error) {
-	var keys [][]byte
+func keysOf(secret *corev1.Secret) ([]*signer, error) {
+	var keys []*signer
 	for _, name := range []string{CurrentKey, PreviousKey} {
-		key := secret.Data[name]
-		if name == PreviousKey && len(key) == 0 {
+		data := secret.Data[name]
+		if name == PreviousKey && len(data) == 0 {
 			continue
 		}
-		if len(key) < MinKeyLength {
-			return nil, fmt.Errorf("Secret %s: data key %q has %d bytes, want at least %d random bytes", secret.Name, name, len(key), MinKeyLength) //nolint:staticcheck // Secret is a Kubernetes kind
+		if len(data) < MinKeyLength {
+			return nil, fmt.Errorf("Secret %s: data key %q has %d bytes, want at least %d random bytes", secret.Name, name, len(data), MinKeyLength) //nolint:staticcheck // Secret is a Kubernetes kind
 		}
-		keys = append(keys, key)
+		keys = append(keys, newSigner(data))
 	}
 	return keys, nil
 }
@@ -175,8 +175,8 @@ func (k *Keys) Run(ctx context.Context) error {
 func (k *Keys) newSecret() *corev1.Secret {
 	data := map[string][]byte{}
 	if keys := k.keys.Load(); keys != nil {
-		for i, key := range *keys {
-			data[[]string{CurrentKey, PreviousKey}[i]] = key
+		for i, s := range *keys {
+			data[[]string{CurrentKey, PreviousKey}[i]] = s.key
 		}
 	} else {
 		key := make([]byte, MinKeyLength)

@@ -27,9 +27,10 @@ type answer struct {
 
 // failure is an answer that a user has to learn of.
 type failure struct {
-	// pod is nil if none is known.
-	pod    *identity.Pod
-	reason podevents.Reason
+	// pod is nil if none is known, or more than one: claimants.
+	pod       *identity.Pod
+	claimants []*identity.Pod
+	reason    podevents.Reason
 	// missing is empty if nothing is.
 	missing waiting.Piece
 	text    string
@@ -72,8 +73,10 @@ func missing(from netip.Addr, c identity.Caller, lastFailure *sts.Error) answer 
 		return failed(http.StatusServiceUnavailable, nil, "", c.Missing, fmt.Sprintf(
 			"missing pod: no running pod is known on source address %s. If that is not the pod's address (status.podIPs), its traffic is masqueraded (SNAT) on its way: exclude the metadata address from that.", from))
 	case waiting.SinglePod:
-		return failed(http.StatusServiceUnavailable, nil, podevents.Ambiguous, c.Missing, fmt.Sprintf(
+		a := failed(http.StatusServiceUnavailable, nil, podevents.Ambiguous, c.Missing, fmt.Sprintf(
 			"missing single-pod: more than one live pod claims source address %s, so the request is nobody's. It is served as soon as one of them is left.", from))
+		a.failure.claimants = c.Claimants
+		return a
 	case waiting.ServiceAccount:
 		return failed(http.StatusServiceUnavailable, c.Pod, podevents.NoAccount, c.Missing, fmt.Sprintf(
 			"missing service-account: ServiceAccount %s of pod %s (source address %s) does not exist. Create it with the annotation %s.", c.Pod.ServiceAccount, podName(c.Pod), from, role.AnnotationARN))

@@ -75,14 +75,18 @@ func (s *Server) viewRole(from netip.Addr, waitForAnnotation bool) (identity.Cal
 	return c, &v
 }
 
-// viewCredentials is for what needs the credentials; found makes the answer.
-func (s *Server) viewCredentials(from netip.Addr, waitForAnnotation bool,
+// viewCredentials is for what needs the credentials of the pod's role, which has to
+// have the name unless that is empty; found makes the answer.
+func (s *Server) viewCredentials(from netip.Addr, name string, waitForAnnotation bool,
 	found func(identity.Caller, *credentials.Issued) answer, denial func(identity.Caller, *sts.Error) answer,
 ) view {
 	for {
 		c, v := s.viewRole(from, waitForAnnotation)
 		if v != nil {
 			return *v
+		}
+		if name != "" && name != c.Role.Name() {
+			return done(otherRole(c))
 		}
 		issued, failure := s.cfg.Credentials.Get(*c.Role)
 		// The address may have changed hands and the annotation its content since
@@ -114,25 +118,17 @@ func (s *Server) roleView(from netip.Addr) view {
 }
 
 func (s *Server) credentialsView(from netip.Addr, name string) view {
-	return s.viewCredentials(from, true, func(c identity.Caller, issued *credentials.Issued) answer {
-		if name != c.Role.Name() {
-			return otherRole(c)
-		}
+	return s.viewCredentials(from, name, true, func(c identity.Caller, issued *credentials.Issued) answer {
 		s.served(c, issued)
 		return answer{status: http.StatusOK, body: issued.Document()}
-	}, func(c identity.Caller, failure *sts.Error) answer {
-		if name != c.Role.Name() {
-			return otherRole(c)
-		}
-		return denied(c, failure)
-	})
+	}, denied)
 }
 
 // readyView answers an init container that holds the pod back until its
 // credentials are there. A denial has a status of its own there, because no AWS
 // client reads it.
 func (s *Server) readyView(from netip.Addr) view {
-	return s.viewCredentials(from, false, func(identity.Caller, *credentials.Issued) answer {
+	return s.viewCredentials(from, "", false, func(identity.Caller, *credentials.Issued) answer {
 		return answer{status: http.StatusNoContent}
 	}, func(c identity.Caller, failure *sts.Error) answer {
 		return failed(http.StatusForbidden, c.Pod, podevents.Denied, "", deniedText(c, failure))

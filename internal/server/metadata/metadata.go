@@ -156,6 +156,11 @@ func (s *Server) ready(ctx context.Context, from netip.Addr, query string) answe
 	return s.await(ctx, from, min(wait, s.cfg.MaxWait), func() view { return s.readyView(from) })
 }
 
+// patience is how long a client that went away has to have waited for what it
+// missed to be told. AWS SDKs give an attempt one second and would otherwise fail
+// without a trace; whoever leaves sooner had another reason.
+const patience = 900 * time.Millisecond
+
 // await looks until there is an answer, the time is over or the client is gone.
 // Between two looks it sleeps until something changed that the last one depended
 // on.
@@ -209,7 +214,11 @@ func (s *Server) wait(ctx context.Context, from netip.Addr, deadline time.Time, 
 			}
 			s.metrics.waiting(v.missing, -1)
 			if ctx.Err() != nil {
-				return end(outcomeGone, answer{status: statusClientClosed})
+				a := answer{status: statusClientClosed}
+				if time.Since(start) >= patience {
+					a.failure = v.giveUp().failure
+				}
+				return end(outcomeGone, a)
 			}
 		}
 		if v = look(); v.answer != nil {
@@ -250,11 +259,14 @@ func (s *Server) tell(from netip.Addr, a *answer) {
 	f := a.failure
 	fields := []zap.Field{
 		zap.Stringer(logging.SourceIP, from), zap.Int(logging.Status, a.status),
-		zap.String(logging.Missing, string(f.missing)), zap.String(logging.Reason, f.text),
+		zap.String(logging.Missing, string(f.missing)), zap.String(logging.Reason, string(f.reason)), zap.String(logging.Cause, f.text),
 	}
 	if f.pod != nil {
 		fields = append(fields, zap.String(logging.Namespace, f.pod.Namespace), zap.String(logging.Pod, f.pod.Name))
 		s.cfg.Events.Record(f.pod, f.reason, f.text)
+	}
+	for _, pod := range f.claimants {
+		s.cfg.Events.Record(pod, f.reason, f.text)
 	}
 	s.log.Warn("could not serve a request", fields...)
 }

@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"hash/fnv"
+	"strings"
 	"sync"
 	"time"
 
@@ -48,6 +49,9 @@ const (
 	// writeTimeout ends a write to an API server that does not answer.
 	writeTimeout = 10 * time.Second
 	component    = "iam4kube"
+	// maxName is the longest name of an object. maxMessage is the limit of
+	// events.k8s.io/v1; core/v1, which is used here, has none of its own.
+	maxName, maxMessage = 253, 1024
 )
 
 // Recorder writes events. Its methods never block.
@@ -204,15 +208,24 @@ func (e event) object() *corev1.Event {
 	}
 	hash := fnv.New64a()
 	_, _ = fmt.Fprint(hash, e.pod.UID, e.reason) // a hash never fails
+	suffix := fmt.Sprintf(".%016x", hash.Sum64())
 	return &corev1.Event{
-		ObjectMeta:     metav1.ObjectMeta{Namespace: e.pod.Namespace, Name: fmt.Sprintf("%s.%x", e.pod.Name, hash.Sum64())},
+		ObjectMeta:     metav1.ObjectMeta{Namespace: e.pod.Namespace, Name: strings.TrimRight(cut(e.pod.Name, maxName-len(suffix)), ".-") + suffix},
 		InvolvedObject: corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: e.pod.Namespace, Name: e.pod.Name, UID: e.pod.UID},
 		Reason:         string(e.reason),
-		Message:        e.message,
+		Message:        cut(e.message, maxMessage),
 		Type:           kind,
 		Count:          1,
 		FirstTimestamp: at,
 		LastTimestamp:  at,
 		Source:         corev1.EventSource{Component: component},
 	}
+}
+
+// cut shortens s to at most that many bytes of whole characters.
+func cut(s string, most int) string {
+	if len(s) <= most {
+		return s
+	}
+	return strings.ToValidUTF8(s[:most], "")
 }

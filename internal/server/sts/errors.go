@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 
+	"github.com/aws/aws-sdk-go-v2/credentials/processcreds"
 	"github.com/aws/aws-sdk-go-v2/service/sts/types"
 	smithy "github.com/aws/smithy-go"
 	smithyhttp "github.com/aws/smithy-go/transport/http"
@@ -88,18 +90,35 @@ var kindOfCode = map[string]Kind{
 func classify(err error) *Error {
 	var api smithy.APIError
 	var response *smithyhttp.ResponseError
+	var unsent *smithyhttp.RequestSendError
 	switch {
 	case errors.As(err, &api):
 		return classifyAPI(api, err)
-	case errors.As(err, &response):
-		if response.HTTPStatusCode() == 429 {
-			return &Error{Kind: Throttled, Message: "STS answered HTTP status 429"}
-		}
-		return &Error{Kind: Unavailable, Message: fmt.Sprintf("STS answered HTTP status %d with no readable error", response.HTTPStatusCode())}
 	case errors.Is(err, context.DeadlineExceeded):
 		return &Error{Kind: Unavailable, Message: "STS did not answer in time"}
+	case errors.As(err, &unsent):
+		return &Error{Kind: Unavailable, Message: "STS cannot be reached: " + unsent.Err.Error()}
+	case errors.As(err, &response):
+		if response.HTTPStatusCode() == http.StatusTooManyRequests {
+			return &Error{Kind: Throttled, Message: "STS answered HTTP status 429"}
+		}
+		return &Error{Kind: Unavailable, Message: fmt.Sprintf("STS gave no readable answer, HTTP status %d", response.HTTPStatusCode())}
 	}
-	return &Error{Kind: Unavailable, Message: "STS cannot be reached: " + err.Error()}
+	return &Error{Kind: Unavailable, Message: "STS cannot be asked: " + err.Error()}
+}
+
+// identityCause is err without what may hold a secret: messages of STS (see
+// Error.Message), and what a credential_process has printed.
+func identityCause(err error) error {
+	var api smithy.APIError
+	var process *processcreds.ProviderError
+	switch {
+	case errors.As(err, &api):
+		return classifyAPI(api, err)
+	case errors.As(err, &process) && errors.Unwrap(process.Err) != nil:
+		return fmt.Errorf("credential_process: %w", errors.Unwrap(process.Err))
+	}
+	return err
 }
 
 func classifyAPI(api smithy.APIError, err error) *Error {
@@ -107,7 +126,7 @@ func classifyAPI(api smithy.APIError, err error) *Error {
 	var response *smithyhttp.ResponseError
 	if !known {
 		kind = Unavailable
-		if errors.As(err, &response) && response.HTTPStatusCode() == 429 {
+		if errors.As(err, &response) && response.HTTPStatusCode() == http.StatusTooManyRequests {
 			kind = Throttled
 		}
 	}

@@ -93,15 +93,27 @@ func (l *Limiter) Rate() float64 { return float64(l.tokens.Limit()) }
 
 // addTo puts the Limiter into the stack of an SDK operation, if that is one of STS:
 // below the SDK's own retries, so that each of them counts, and above the
-// signature, which would grow old during the wait.
+// signature, which would grow old during the wait. It also ends a request that is
+// not answered, since the SDK gets the server's own credentials without a
+// deadline.
 func (l *Limiter) addTo(stack *middleware.Stack) error {
 	return stack.Finalize.Insert(middleware.FinalizeMiddlewareFunc("iam4kubeLimiter",
 		func(ctx context.Context, in middleware.FinalizeInput, next middleware.FinalizeHandler) (middleware.FinalizeOutput, middleware.Metadata, error) {
-			if awsmiddleware.GetServiceID(ctx) == sts.ServiceID {
-				if err := l.wait(ctx); err != nil {
-					return middleware.FinalizeOutput{}, middleware.Metadata{}, err
-				}
+			if awsmiddleware.GetServiceID(ctx) != sts.ServiceID {
+				return next.HandleFinalize(ctx, in)
 			}
-			return next.HandleFinalize(ctx, in)
+			if err := l.wait(ctx); err != nil {
+				return middleware.FinalizeOutput{}, middleware.Metadata{}, err
+			}
+			ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
+			defer cancel()
+			out, metadata, err := next.HandleFinalize(ctx, in)
+			switch {
+			case err == nil:
+				l.speedUp()
+			case classify(err).Kind == Throttled:
+				l.slowDown()
+			}
+			return out, metadata, err
 		}), "Retry", middleware.After)
 }

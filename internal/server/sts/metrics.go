@@ -9,6 +9,7 @@ import (
 type metrics struct {
 	attempts *prometheus.CounterVec
 	duration prometheus.Histogram
+	refused  prometheus.Gauge
 }
 
 func newMetrics(registry prometheus.Registerer, limiter *Limiter) *metrics {
@@ -23,11 +24,15 @@ func newMetrics(registry prometheus.Registerer, limiter *Limiter) *metrics {
 			Buckets: prometheus.ExponentialBuckets(0.005, 2, 12),
 		}),
 	}
+	m.refused = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "iam4kube_sts_identity_refused",
+		Help: "1 if the server's own AWS credentials were refused or missing at the last attempt that STS has decided.",
+	})
 	m.attempts.WithLabelValues("success")
 	for _, kind := range Kinds {
 		m.attempts.WithLabelValues(string(kind))
 	}
-	registry.MustRegister(m.attempts, m.duration, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+	registry.MustRegister(m.attempts, m.duration, m.refused, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "iam4kube_sts_rate_limit",
 		Help: "Attempts a second that the limiter lets through now; below the configured rate while STS throttles.",
 	}, limiter.Rate))
@@ -38,6 +43,12 @@ func (m *metrics) observe(err *Error, took time.Duration) {
 	outcome := "success"
 	if err != nil {
 		outcome = string(err.Kind)
+	}
+	switch {
+	case err == nil || err.Kind == Denied:
+		m.refused.Set(0)
+	case err.Kind == Identity:
+		m.refused.Set(1)
 	}
 	m.attempts.WithLabelValues(outcome).Inc()
 	m.duration.Observe(took.Seconds())

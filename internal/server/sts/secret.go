@@ -1,5 +1,10 @@
 package sts
 
+import (
+	"fmt"
+	"io"
+)
+
 // Secret is a string that no log, dump or error shows: every way to format or
 // marshal it gives a fixed text. Reveal is the only way to its content.
 type Secret string
@@ -9,11 +14,12 @@ const redacted = "REDACTED"
 // Reveal returns the content.
 func (s Secret) Reveal() string { return string(s) }
 
-// String keeps fmt's %v, %s, %q and %x away from the content.
+// String implements fmt.Stringer, for those who call it themselves.
 func (Secret) String() string { return redacted }
 
-// GoString keeps fmt's %#v away from the content.
-func (Secret) GoString() string { return redacted }
+// Format keeps every verb of fmt away from the content. Without it, a verb that does
+// not fit a string, such as %d, shows it.
+func (Secret) Format(state fmt.State, _ rune) { _, _ = io.WriteString(state, redacted) }
 
 // MarshalText keeps the encoders of JSON, YAML and XML away from the content.
 func (Secret) MarshalText() ([]byte, error) { return []byte(redacted), nil }

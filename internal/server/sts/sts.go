@@ -44,9 +44,10 @@ type Client struct {
 
 // New returns a Client for the SDK's own configuration (environment, shared
 // files, web identity, container, EC2 role, ...). fallbackRegion is used if that
-// names no region.
-func New(ctx context.Context, limiter *Limiter, fallbackRegion string, registry prometheus.Registerer) (*Client, error) {
-	cfg, err := config.LoadDefaultConfig(ctx, config.WithAPIOptions([]func(*middleware.Stack) error{limiter.addTo}))
+// names no region. Options come on top of it, for tests: the HTTP client, say.
+func New(ctx context.Context, limiter *Limiter, fallbackRegion string, registry prometheus.Registerer, options ...func(*config.LoadOptions) error) (*Client, error) {
+	options = append(options, config.WithAPIOptions([]func(*middleware.Stack) error{limiter.addTo}))
+	cfg, err := config.LoadDefaultConfig(ctx, options...)
 	if err != nil {
 		return nil, fmt.Errorf("load the AWS configuration: %w", err)
 	}
@@ -63,6 +64,22 @@ func New(ctx context.Context, limiter *Limiter, fallbackRegion string, registry 
 	return &Client{Limiter: limiter, sts: client, identity: cfg.Credentials, metrics: newMetrics(registry, limiter)}, nil
 }
 
+type identityErrorKey struct{}
+
+// Admit is the Limiter's, once the server has credentials of its own: those may
+// come from STS as well, and slowly, and every attempt that was admitted meanwhile
+// would then leave at the same moment. AssumeRole reports why it has none.
+func (c *Client) Admit(ctx context.Context) (context.Context, error) {
+	retrieving, cancel := context.WithTimeout(ctx, attemptTimeout)
+	_, err := c.identity.Retrieve(retrieving)
+	cancel()
+	admitted, ended := c.Limiter.Admit(ctx)
+	if ended != nil {
+		return nil, ended
+	}
+	return context.WithValue(admitted, identityErrorKey{}, err), nil
+}
+
 // AssumeRole makes one attempt. The error is an *Error.
 func (c *Client) AssumeRole(ctx context.Context, r role.Role) (*Credentials, error) {
 	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
@@ -71,20 +88,19 @@ func (c *Client) AssumeRole(ctx context.Context, r role.Role) (*Credentials, err
 	credentials, err := c.assumeRole(ctx, r)
 	c.metrics.observe(err, time.Since(start))
 	if err == nil {
-		c.speedUp()
 		return credentials, nil
 	}
-	if err.Kind == Throttled {
-		c.slowDown()
+	if cache, ok := c.identity.(*aws.CredentialsCache); ok && err.Kind == Identity {
+		// What is not valid any more is not used until its end.
+		cache.Invalidate()
 	}
 	return nil, err
 }
 
 func (c *Client) assumeRole(ctx context.Context, r role.Role) (*Credentials, *Error) {
-	// Asked for here, because in the error of the call below its failure would look
-	// like one of STS. The SDK caches the answer.
-	if _, err := c.identity.Retrieve(ctx); err != nil {
-		return nil, &Error{Kind: Identity, Message: "the server has no AWS credentials of its own", Cause: err}
+	// Its own error, because in that of the call below it would look like STS's.
+	if err, _ := ctx.Value(identityErrorKey{}).(error); err != nil {
+		return nil, &Error{Kind: Identity, Message: "the server has no AWS credentials of its own", Cause: identityCause(err)}
 	}
 	input := &sts.AssumeRoleInput{
 		RoleArn:         aws.String(r.ARN),
@@ -104,7 +120,7 @@ func (c *Client) assumeRole(ctx context.Context, r role.Role) (*Credentials, *Er
 // explain adds what AWS's message leaves out.
 func explain(e *Error, r role.Role) *Error {
 	if strings.Contains(e.Message, "role chaining") {
-		e.Message += fmt.Sprintf(" (the server's own identity is an assumed role, so a session may last at most 1 h, but %s asks for %v: shorten it with %s or --session-duration, or run the server as an IAM user or with an instance profile)",
+		e.Message += fmt.Sprintf(" (the server's own identity is an assumed role, so a session may last at most 1 h, but %s asks for %v: shorten it with %s or --session-duration, or run the server as an IAM user)",
 			r.SessionName, r.Duration, role.AnnotationDuration)
 	}
 	return e

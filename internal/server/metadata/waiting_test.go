@@ -1,0 +1,595 @@
+package metadata
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+	k8smetadata "k8s.io/client-go/metadata"
+	"k8s.io/client-go/rest"
+
+	"github.com/iam4kube/iam4kube/internal/server/credentials"
+	"github.com/iam4kube/iam4kube/internal/server/identity"
+	"github.com/iam4kube/iam4kube/internal/server/imdstoken"
+	"github.com/iam4kube/iam4kube/internal/server/podevents"
+	"github.com/iam4kube/iam4kube/internal/server/role"
+	"github.com/iam4kube/iam4kube/internal/server/sts"
+	"github.com/iam4kube/iam4kube/internal/server/waiting"
+)
+
+// arnPrefix is that of every role here; what follows is called the role.
+const arnPrefix = "arn:aws:iam::123456789012:role/"
+
+// heldSTS answers for a role once it was told how. The access key IDs name the role.
+type heldSTS struct {
+	mu       sync.Mutex
+	verdicts map[string]chan *sts.Error
+	calls    map[string]int
+}
+
+func (s *heldSTS) Admit(ctx context.Context) (context.Context, error) { return ctx, ctx.Err() }
+
+func (s *heldSTS) AssumeRole(ctx context.Context, r role.Role) (*sts.Credentials, error) {
+	name := strings.TrimPrefix(r.ARN, arnPrefix)
+	s.mu.Lock()
+	s.calls[name]++
+	s.mu.Unlock()
+	select {
+	case failure := <-s.verdict(name):
+		if failure != nil {
+			return nil, failure
+		}
+		now := time.Now()
+		return &sts.Credentials{AccessKeyID: "ASIA-" + name, Issued: now, Expiration: now.Add(r.Duration)}, nil
+	case <-ctx.Done():
+		return nil, &sts.Error{Kind: sts.Unavailable, Message: ctx.Err().Error()}
+	}
+}
+
+func (s *heldSTS) verdict(roleName string) chan *sts.Error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.verdicts[roleName] == nil {
+		s.verdicts[roleName] = make(chan *sts.Error, 1)
+	}
+	return s.verdicts[roleName]
+}
+
+// edge is a Server over real parts, but for the API server's events and STS's answers,
+// which the test gives.
+type edge struct {
+	*Server
+	sts      *heldSTS
+	hub      *waiting.Hub
+	registry *prometheus.Registry
+
+	setPod, deletePod         func(*corev1.Pod)
+	setAccount, deleteAccount func(*metav1.PartialObjectMetadata)
+}
+
+func newEdge(t *testing.T, maxWait time.Duration, hub *waiting.Hub) *edge {
+	t.Helper()
+	registry, log := prometheus.NewRegistry(), zap.NewNop()
+	// Nothing is asked of these clients: the test tells what an API server would.
+	config := &rest.Config{Host: "http://192.0.2.1"}
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	metadataClient, err := k8smetadata.NewForConfig(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	held := &heldSTS{verdicts: map[string]chan *sts.Error{}, calls: map[string]int{}}
+	cache := credentials.New(held, hub, registry, log)
+	events := podevents.New(client.CoreV1(), registry, log)
+	index := identity.New(hub, cache, events, time.Hour, registry)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = cache.Run(ctx) // it returns no error
+	}()
+	t.Cleanup(func() { cancel(); <-done })
+	pods, accounts := index.Pods(client), index.ServiceAccounts(metadataClient)
+	return &edge{
+		Server: New(Config{
+			Identity: index, Credentials: cache, Tokens: imdstoken.NewKeys(client.CoreV1().Secrets("x"), registry, log),
+			Events: events, Hub: hub, MaxWait: maxWait, IMDSv1: true, Region: "eu-west-1", AvailabilityZone: "eu-west-1a",
+			Registry: registry, Log: log,
+		}),
+		sts: held, hub: hub, registry: registry,
+		setPod:        func(p *corev1.Pod) { pods.Sink.Set(pods.Keep(p)) },
+		deletePod:     func(p *corev1.Pod) { pods.Sink.Delete(pods.Keep(p)) },
+		setAccount:    func(a *metav1.PartialObjectMetadata) { accounts.Sink.Set(accounts.Keep(a)) },
+		deleteAccount: func(a *metav1.PartialObjectMetadata) { accounts.Sink.Delete(accounts.Keep(a)) },
+	}
+}
+
+func newHub() *waiting.Hub { return waiting.NewHub(64, 1000) }
+
+// get sends one request and returns its answer and how long it took.
+func (e *edge) get(ctx context.Context, from, path string) (*httptest.ResponseRecorder, time.Duration) {
+	start := time.Now()
+	request := httptest.NewRequestWithContext(ctx, http.MethodGet, "http://169.254.169.254"+path, nil)
+	request.RemoteAddr = from + ":40000"
+	request.RequestURI = path
+	recorder := httptest.NewRecorder()
+	e.ServeHTTP(recorder, request)
+	return recorder, time.Since(start)
+}
+
+// began starts a request and returns, once it waits, a function that returns its answer.
+func (e *edge) began(ctx context.Context, from, path string) func() (*httptest.ResponseRecorder, time.Duration) {
+	var recorder *httptest.ResponseRecorder
+	var took time.Duration
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		recorder, took = e.get(ctx, from, path)
+	}()
+	synctest.Wait()
+	return func() (*httptest.ResponseRecorder, time.Duration) {
+		<-done
+		return recorder, took
+	}
+}
+
+// pod returns a running pod of this age whose ServiceAccount has its name.
+func pod(name, address string, age time.Duration) *corev1.Pod {
+	return &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: "ns", Name: name, UID: types.UID(name), CreationTimestamp: metav1.NewTime(time.Now().Add(-age)),
+		},
+		Spec:   corev1.PodSpec{ServiceAccountName: name},
+		Status: corev1.PodStatus{Phase: corev1.PodRunning, PodIP: address, PodIPs: []corev1.PodIP{{IP: address}}},
+	}
+}
+
+// account returns a ServiceAccount; an empty role is no annotation.
+func account(name, roleName string) *metav1.PartialObjectMetadata {
+	a := &metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: name}}
+	if roleName != "" {
+		a.Annotations = map[string]string{role.AnnotationARN: arnPrefix + roleName}
+	}
+	return a
+}
+
+const (
+	ip   = "10.0.0.1"
+	list = "/latest" + pathRoles + "/"
+)
+
+// In a bubble of synctest time passes only while everybody waits, so what a request
+// waits is exact.
+func inBubble(t *testing.T, f func(t *testing.T)) {
+	t.Helper()
+	synctest.Test(t, f)
+}
+
+func check(t *testing.T, what string, answer *httptest.ResponseRecorder, took time.Duration, status int, after time.Duration, texts ...string) {
+	t.Helper()
+	if answer.Code != status || took != after {
+		t.Errorf("%s: %d after %v, want %d after %v: %s", what, answer.Code, took, status, after, answer.Body)
+	}
+	for _, text := range texts {
+		if !strings.Contains(answer.Body.String(), text) {
+			t.Errorf("%s: %q does not say %q", what, answer.Body, text)
+		}
+	}
+}
+
+// Only a young pod waits for the annotation: an old one without a role gets its 404 at
+// once, and the wait ends when the pod is a minute old. The age is the API server's to
+// give, so these pods are made here.
+func TestOnlyAYoungPodWaitsForTheAnnotation(t *testing.T) {
+	for name, c := range map[string]struct {
+		age, maxWait, want time.Duration
+	}{
+		"old":                       {time.Hour, 15 * time.Second, 0},
+		"a minute":                  {time.Minute, 15 * time.Second, 0},
+		"just under a minute":       {59 * time.Second, 15 * time.Second, time.Second},
+		"turns a minute old":        {50 * time.Second, 15 * time.Second, 10 * time.Second},
+		"young":                     {10 * time.Second, 15 * time.Second, 15 * time.Second},
+		"new, very long wait":       {0, time.Hour, time.Minute},
+		"from a clock that is fast": {-30 * time.Second, time.Hour, 90 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T) {
+				e := newEdge(t, c.maxWait, newHub())
+				e.setAccount(account("a", ""))
+				e.setPod(pod("a", ip, c.age))
+				for _, path := range []string{list, list + "any"} {
+					e.setPod(pod("b", ip, 0)) // forget the age of the last request
+					e.deletePod(pod("b", ip, 0))
+					e.deletePod(pod("a", ip, 0))
+					e.setPod(pod("a", ip, c.age))
+					answer, took := e.get(t.Context(), ip, path)
+					check(t, path, answer, took, http.StatusNotFound, c.want, "missing role-annotation", "source address "+ip, "ns/a", role.AnnotationARN)
+				}
+			})
+		})
+	}
+}
+
+// An annotation that comes just before the pod is a minute old still counts, and then
+// the credentials may take as long as MaxWait allows.
+func TestAnnotationInTheLastSecond(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		e := newEdge(t, 5*time.Minute, newHub())
+		e.setAccount(account("a", ""))
+		e.setPod(pod("a", ip, 0))
+		answer := e.began(t.Context(), ip, list+"one")
+		time.AfterFunc(59*time.Second, func() { e.setAccount(account("a", "one")) })
+		time.AfterFunc(2*time.Minute, func() { e.sts.verdict("one") <- nil })
+		got, took := answer()
+		check(t, "credentials", got, took, http.StatusOK, 2*time.Minute, "ASIA-one")
+	})
+}
+
+// When nothing appears, the wait ends after MaxWait with an answer that names the piece
+// and the source address; what does not need the piece does not wait for it.
+func TestWaitEndsAfterMaxWait(t *testing.T) {
+	const most = 15 * time.Second
+	unavailable := &sts.Error{Kind: sts.Unavailable, Message: "STS did not answer in time"}
+	identityRefused := &sts.Error{Kind: sts.Identity, Code: "InvalidClientTokenId", Message: "STS refuses the server's own AWS credentials"}
+	states := map[string]struct {
+		prepare func(e *edge)
+		status  int
+		piece   waiting.Piece
+		says    string
+		// atOnce are the endpoints that need less.
+		atOnce []string
+	}{
+		"no pod":             {func(*edge) {}, http.StatusServiceUnavailable, waiting.Pod, "masquerade", nil},
+		"pod without status": {func(e *edge) { e.setPod(pod("a", "", 0)) }, http.StatusServiceUnavailable, waiting.Pod, "masquerade", nil},
+		"two pods": {
+			func(e *edge) { e.setPod(pod("a", ip, 0)); e.setPod(pod("b", ip, 0)) },
+			http.StatusServiceUnavailable, waiting.SinglePod, "more than one live pod", nil,
+		},
+		"no ServiceAccount": {
+			func(e *edge) { e.setPod(pod("a", ip, 0)) },
+			http.StatusServiceUnavailable, waiting.ServiceAccount, "ServiceAccount a of pod ns/a", []string{"zone", "region", "document"},
+		},
+		"no annotation": {
+			func(e *edge) { e.setPod(pod("a", ip, 0)); e.setAccount(account("a", "")) },
+			http.StatusNotFound, waiting.RoleAnnotation, role.AnnotationARN, []string{"zone", "region", "document", "ready"},
+		},
+		"no answer of STS": {
+			func(e *edge) { e.setPod(pod("a", ip, 0)); e.setAccount(account("a", "one")) },
+			http.StatusServiceUnavailable, waiting.Credentials, "STS has not answered yet", []string{"zone", "region", "document", "role"},
+		},
+		"STS unavailable": {
+			func(e *edge) {
+				e.setPod(pod("a", ip, 0))
+				e.setAccount(account("a", "one"))
+				e.sts.verdict("one") <- unavailable
+			},
+			http.StatusServiceUnavailable, waiting.Credentials, unavailable.Message, []string{"zone", "region", "document", "role"},
+		},
+		"STS refuses the server": {
+			func(e *edge) {
+				e.setPod(pod("a", ip, 0))
+				e.setAccount(account("a", "one"))
+				e.sts.verdict("one") <- identityRefused
+			},
+			http.StatusServiceUnavailable, waiting.Credentials, identityRefused.Message, []string{"zone", "region", "document", "role"},
+		},
+	}
+	paths := map[string]string{
+		"role": list, "credentials": list + "one", "ready": pathReady + "?wait=1h", "zone": "/latest/meta-data/placement/availability-zone",
+		"region": "/2009-04-04/meta-data/placement/region", "document": "/latest/dynamic/instance-identity/document",
+	}
+	for name, state := range states {
+		for endpoint, path := range paths {
+			t.Run(name+"/"+endpoint, func(t *testing.T) {
+				inBubble(t, func(t *testing.T) {
+					e := newEdge(t, most, newHub())
+					state.prepare(e)
+					got, took := e.get(t.Context(), ip, path)
+					for _, free := range state.atOnce {
+						if free == endpoint && endpoint == "ready" {
+							check(t, endpoint, got, took, state.status, 0, "missing "+string(state.piece))
+							return
+						}
+						if free == endpoint {
+							check(t, endpoint, got, took, http.StatusOK, 0)
+							return
+						}
+					}
+					check(t, endpoint, got, took, state.status, most, "missing "+string(state.piece), "source address "+ip, state.says)
+					if e.hub.Len() != 0 {
+						t.Errorf("%d still wait", e.hub.Len())
+					}
+				})
+			})
+		}
+	}
+}
+
+// Events that do not help neither end the wait nor prolong it.
+func TestUselessEventsDoNotProlongTheWait(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		e := newEdge(t, 15*time.Second, newHub())
+		e.setPod(pod("a", ip, 0))
+		answer := e.began(t.Context(), ip, list)
+		ticker := time.NewTicker(300 * time.Millisecond)
+		defer ticker.Stop()
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		go func() {
+			for n := 0; ; n++ {
+				select {
+				case <-ticker.C:
+					p := pod("a", ip, 0)
+					p.Spec.NodeName = fmt.Sprint(n)
+					e.setPod(p)
+				case <-ctx.Done():
+					return
+				}
+			}
+		}()
+		got, took := answer()
+		check(t, "role", got, took, http.StatusServiceUnavailable, 15*time.Second, "missing service-account")
+	})
+}
+
+// A request that waits for one pod's credentials never gets them for another: not when
+// the address changes hands, not when the annotation changes, not when the pod goes.
+func TestWhatChangesDuringTheWaitCounts(t *testing.T) {
+	for name, c := range map[string]struct {
+		path   string
+		change func(e *edge)
+		status int
+		says   string
+	}{
+		"new pod on the address": {
+			list + "one", func(e *edge) { e.deletePod(pod("a", ip, 0)); e.setPod(pod("b", ip, 0)) },
+			http.StatusOK, "ASIA-b/one",
+		},
+		"new pod with a role of another name": {
+			list + "one", func(e *edge) {
+				e.setAccount(account("b", "two"))
+				e.deletePod(pod("a", ip, 0))
+				e.setPod(pod("b", ip, 0))
+			},
+			http.StatusNotFound, "is not the role of this pod",
+		},
+		"old pod terminates": {
+			list + "one", func(e *edge) {
+				ending := pod("a", ip, 0)
+				ending.DeletionTimestamp = &metav1.Time{Time: time.Now()}
+				e.setPod(ending)
+				e.setPod(pod("b", ip, 0))
+			},
+			http.StatusOK, "ASIA-b/one",
+		},
+		"same name, new pod, new account": {
+			list + "one", func(e *edge) {
+				p := pod("a", ip, 0)
+				p.UID, p.Spec.ServiceAccountName = "new", "b"
+				e.setPod(p)
+			},
+			http.StatusOK, "ASIA-b/one",
+		},
+		"pod goes":           {list + "one", func(e *edge) { e.deletePod(pod("a", ip, 0)) }, http.StatusServiceUnavailable, "missing pod"},
+		"second pod comes":   {list + "one", func(e *edge) { e.setPod(pod("b", ip, 0)) }, http.StatusServiceUnavailable, "missing single-pod"},
+		"annotation changes": {list + "one", func(e *edge) { e.setAccount(account("a", "new/one")) }, http.StatusOK, "ASIA-new/one"},
+		"annotation changes the role's name": {
+			list + "one", func(e *edge) { e.setAccount(account("a", "three")) },
+			http.StatusNotFound, "is not the role of this pod",
+		},
+		"annotation goes":     {list + "one", func(e *edge) { e.setAccount(account("a", "")) }, http.StatusNotFound, "missing role-annotation"},
+		"ServiceAccount goes": {list + "one", func(e *edge) { e.deleteAccount(account("a", "")) }, http.StatusServiceUnavailable, "missing service-account"},
+		"annotation breaks":   {list + "one", func(e *edge) { e.setAccount(account("a", "white space")) }, http.StatusNotFound, role.AnnotationARN},
+		"address is a node's": {
+			list + "one", func(e *edge) {
+				p := pod("c", "10.0.0.3", 0)
+				p.Status.HostIPs = []corev1.HostIP{{IP: ip}}
+				e.setPod(p)
+				e.setPod(pod("a", ip, time.Second)) // any event
+				e.setAccount(account("a", "one"))
+			},
+			http.StatusForbidden, "is a node's",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T) {
+				e := newEdge(t, 15*time.Second, newHub())
+				e.setAccount(account("a", "one"))
+				e.setAccount(account("b", "b/one"))
+				e.setPod(pod("a", ip, 0))
+				answer := e.began(t.Context(), ip, c.path)
+				c.change(e)
+				for _, roleName := range []string{"one", "b/one", "new/one", "two", "three"} {
+					e.sts.verdict(roleName) <- nil
+				}
+				got, _ := answer()
+				if got.Code != c.status || !strings.Contains(got.Body.String(), c.says) {
+					t.Errorf("%d %s, want %d and %q", got.Code, got.Body, c.status, c.says)
+				}
+			})
+		})
+	}
+}
+
+// Another role's name is answered as soon as the pod's own is known: nothing that STS
+// says would change it.
+func TestOtherRoleIsRefusedWithoutSTS(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		e := newEdge(t, 15*time.Second, newHub())
+		e.setAccount(account("a", "one"))
+		e.setPod(pod("a", ip, 0))
+		got, took := e.get(t.Context(), ip, list+"two")
+		check(t, "another role", got, took, http.StatusNotFound, 0, "is not the role of this pod")
+	})
+}
+
+// A client that goes away leaves nothing of its wait.
+func TestClientGoesAway(t *testing.T) {
+	for _, prepare := range []func(e *edge){
+		func(*edge) {},
+		func(e *edge) { e.setPod(pod("a", ip, 0)) },
+		func(e *edge) { e.setPod(pod("a", ip, 0)); e.setAccount(account("a", "")) },
+		func(e *edge) { e.setPod(pod("a", ip, 0)); e.setAccount(account("a", "one")) },
+	} {
+		inBubble(t, func(t *testing.T) {
+			e := newEdge(t, time.Hour, newHub())
+			prepare(e)
+			ctx, leave := context.WithCancel(t.Context())
+			answer := e.began(ctx, ip, list+"one")
+			if e.hub.Len() != 1 || e.waitingNow(t) != 1 {
+				t.Fatalf("%d waiters, gauge %v", e.hub.Len(), e.waitingNow(t))
+			}
+			leave()
+			got, took := answer()
+			if got.Code != statusClientClosed || took != 0 || e.hub.Len() != 0 || e.waitingNow(t) != 0 {
+				t.Errorf("%d after %v, %d waiters, gauge %v", got.Code, took, e.hub.Len(), e.waitingNow(t))
+			}
+			for _, key := range []any{ip, role.Role{}} {
+				if e.hub.Waited(key) {
+					t.Errorf("%v is still waited for", key)
+				}
+			}
+		})
+	}
+}
+
+// waitingNow is what iam4kube_waiting_requests says.
+func (e *edge) waitingNow(t *testing.T) (sum float64) {
+	t.Helper()
+	families, err := e.registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() != "iam4kube_waiting_requests" {
+			continue
+		}
+		for _, m := range f.GetMetric() {
+			sum += m.GetGauge().GetValue()
+		}
+	}
+	return sum
+}
+
+// Requests over either limit get 429 at once; those that wait go on waiting, and what
+// needs no wait is answered as ever.
+func TestWaitersAreLimited(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		e := newEdge(t, 15*time.Second, waiting.NewHub(2, 3))
+		e.setAccount(account("warm", "one"))
+		e.setPod(pod("warm", "10.0.0.9", 0))
+		e.sts.verdict("one") <- nil
+		synctest.Wait()
+		var waits []func() (*httptest.ResponseRecorder, time.Duration)
+		for _, from := range []string{ip, ip, "10.0.0.2"} {
+			waits = append(waits, e.began(t.Context(), from, list))
+		}
+		for _, from := range []string{ip, "10.0.0.3", "10.0.0.2"} {
+			got, took := e.get(t.Context(), from, list)
+			check(t, "one too many", got, took, http.StatusTooManyRequests, 0)
+			if got.Header().Get("Retry-After") == "" {
+				t.Error("no Retry-After")
+			}
+		}
+		got, took := e.get(t.Context(), "10.0.0.9", list+"one")
+		check(t, "warm", got, took, http.StatusOK, 0, "ASIA-one")
+		for _, answer := range waits {
+			got, took := answer()
+			check(t, "the ones before", got, took, http.StatusServiceUnavailable, 15*time.Second, "missing pod")
+		}
+		got, took = e.get(t.Context(), "10.0.0.3", list)
+		check(t, "room again", got, took, http.StatusServiceUnavailable, 15*time.Second)
+	})
+}
+
+// What an init container asks: /iam4kube/ready.
+func TestReady(t *testing.T) {
+	young := func(e *edge) { e.setPod(pod("a", ip, 0)) }
+	for name, c := range map[string]struct {
+		prepare func(e *edge)
+		query   string
+		status  int
+		after   time.Duration
+		says    string
+	}{
+		"credentials in memory": {func(e *edge) { young(e); e.setAccount(account("a", "one")); e.sts.verdict("one") <- nil }, "?wait=5s", 204, 0, ""},
+		"and without waiting":   {func(e *edge) { young(e); e.setAccount(account("a", "one")); e.sts.verdict("one") <- nil }, "", 204, 0, ""},
+		"no role":               {func(e *edge) { young(e); e.setAccount(account("a", "")) }, "?wait=5s", 404, 0, "missing role-annotation"},
+		"bad annotation":        {func(e *edge) { young(e); e.setAccount(account("a", "white space")) }, "?wait=5s", 404, 0, role.AnnotationARN},
+		"denied": {func(e *edge) {
+			young(e)
+			e.setAccount(account("a", "one"))
+			e.sts.verdict("one") <- &sts.Error{Kind: sts.Denied, Code: "AccessDenied", Message: "not authorized"}
+		}, "?wait=5s", 403, 0, "AccessDenied: not authorized"},
+		"no pod":               {func(*edge) {}, "?wait=5s", 503, 5 * time.Second, "missing pod"},
+		"no account":           {young, "?wait=1500ms", 503, 1500 * time.Millisecond, "missing service-account"},
+		"no credentials":       {func(e *edge) { young(e); e.setAccount(account("a", "one")) }, "?wait=5s", 503, 5 * time.Second, "missing credentials"},
+		"longer than MaxWait":  {func(*edge) {}, "?wait=100h", 503, 15 * time.Second, "missing pod"},
+		"no time":              {func(*edge) {}, "?wait=0s", 503, 0, "missing pod"},
+		"no wait":              {func(*edge) {}, "", 503, 0, "missing pod"},
+		"no unit":              {func(*edge) {}, "?wait=5", 400, 0, "wait must be a duration"},
+		"not a duration":       {func(*edge) {}, "?wait=soon", 400, 0, "wait must be a duration"},
+		"empty":                {func(*edge) {}, "?wait=", 400, 0, "wait must be a duration"},
+		"negative":             {func(*edge) {}, "?wait=-1s", 400, 0, "wait must be a duration"},
+		"longer than int64":    {func(*edge) {}, "?wait=10000000h", 400, 0, "wait must be a duration"},
+		"not a query":          {func(*edge) {}, "?wait=%zz", 400, 0, "query"},
+		"a node's address":     {func(e *edge) { p := pod("a", "10.0.0.2", 0); p.Status.HostIP = ip; e.setPod(p) }, "?wait=5s", 403, 0, "is a node's"},
+		"credentials, no more": {func(e *edge) { young(e); e.setAccount(account("a", "one")); e.sts.verdict("one") <- nil }, "?wait=5s&x=y", 204, 0, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T) {
+				e := newEdge(t, 15*time.Second, newHub())
+				c.prepare(e)
+				synctest.Wait()
+				got, took := e.get(t.Context(), ip, pathReady+c.query)
+				check(t, "ready", got, took, c.status, c.after, c.says)
+				if c.status == http.StatusNoContent && got.Body.Len() != 0 {
+					t.Errorf("204 with a body: %q", got.Body)
+				}
+				if source := got.Header().Get("X-Iam4kube-Source-Ip"); source != ip {
+					t.Errorf("X-Iam4kube-Source-Ip is %q", source)
+				}
+				if strings.Contains(got.Body.String(), "ASIA") {
+					t.Errorf("credentials: %s", got.Body)
+				}
+			})
+		})
+	}
+}
+
+// Many requests that come and go for one role make one call to STS.
+func TestRetriesJoinTheCallUnderWay(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		e := newEdge(t, 15*time.Second, newHub())
+		e.setAccount(account("a", "one"))
+		e.setPod(pod("a", ip, 0))
+		for range 20 {
+			ctx, leave := context.WithTimeout(t.Context(), 100*time.Millisecond)
+			if got, _ := e.get(ctx, ip, list+"one"); got.Code != statusClientClosed {
+				t.Errorf("%d %s", got.Code, got.Body)
+			}
+			leave()
+		}
+		answer := e.began(t.Context(), ip, list+"one")
+		e.sts.verdict("one") <- nil
+		got, took := answer()
+		check(t, "the last", got, took, http.StatusOK, 0, "ASIA-one")
+		if e.sts.calls["one"] != 1 {
+			t.Errorf("%d calls", e.sts.calls["one"])
+		}
+	})
+}

@@ -45,8 +45,8 @@ bench-scale: control-plane ## memory and time to sync with 50,000 pods and 5,000
 	cd test && go test -run '^$$' -bench . -benchtime 1x -timeout 60m -v ./benchscale/...
 
 .PHONY: demo
-demo: control-plane ## an AWS SDK in a network namespace gets its pod's role from the server on a real API server
-	hack/debian-packages.sh iproute2 nftables
+demo: control-plane ## the AWS CLI in a network namespace gets its pod's role from the server on a real API server
+	hack/debian-packages.sh awscli iproute2
 	cd test && go run ./demo
 
 .PHONY: test-tools

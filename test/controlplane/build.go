@@ -39,7 +39,7 @@ func Build(ctx context.Context) (binDir string, err error) {
 	if err != nil {
 		return "", err
 	}
-	cache, err := cacheDir()
+	cache, err := CacheDir()
 	if err != nil {
 		return "", err
 	}
@@ -80,7 +80,8 @@ func sourceDir() (string, error) {
 	return filepath.Abs(dir)
 }
 
-func cacheDir() (string, error) {
+// CacheDir is the folder of what is built for tests and stays, see CacheEnv.
+func CacheDir() (string, error) {
 	if dir := os.Getenv(CacheEnv); dir != "" {
 		return filepath.Abs(dir)
 	}

@@ -174,9 +174,18 @@ func (cp *ControlPlane) ServiceAccountConfig(ctx context.Context, namespace, nam
 	return config, nil
 }
 
-// Kubeconfig writes a file for --kubeconfig that says the same as config.
+// Kubeconfig writes a file for --kubeconfig, see WriteKubeconfig, that goes with the test.
 func (cp *ControlPlane) Kubeconfig(t testing.TB, config *rest.Config) (path string) {
 	t.Helper()
+	path = filepath.Join(t.TempDir(), "kubeconfig")
+	if err := WriteKubeconfig(path, config); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// WriteKubeconfig writes a file for --kubeconfig that says the same as config.
+func WriteKubeconfig(path string, config *rest.Config) error {
 	file := clientcmdapi.NewConfig()
 	file.Clusters["test"] = &clientcmdapi.Cluster{
 		Server:                   config.Host,
@@ -186,11 +195,7 @@ func (cp *ControlPlane) Kubeconfig(t testing.TB, config *rest.Config) (path stri
 	file.AuthInfos["test"] = &clientcmdapi.AuthInfo{Token: config.BearerToken}
 	file.Contexts["test"] = &clientcmdapi.Context{Cluster: "test", AuthInfo: "test"}
 	file.CurrentContext = "test"
-	path = filepath.Join(t.TempDir(), "kubeconfig")
-	if err := clientcmd.WriteToFile(*file, path); err != nil {
-		t.Fatal(err)
-	}
-	return path
+	return clientcmd.WriteToFile(*file, path)
 }
 
 func (cp *ControlPlane) path(name string) string { return filepath.Join(cp.dir, name) }

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -22,6 +23,7 @@ import (
 
 	"github.com/iam4kube/iam4kube/internal/logging"
 	"github.com/iam4kube/iam4kube/internal/server"
+	"github.com/iam4kube/iam4kube/test/controlplane"
 )
 
 // Server is a running iam4kube server.
@@ -63,12 +65,28 @@ func (e *Environment) Start(t testing.TB, cfg server.Config) *Server {
 // the returned process is stopped by SIGTERM with the test.
 func (e *Environment) StartProcess(t testing.TB, flags ...string) (*Server, *os.Process) {
 	t.Helper()
+	return e.startProgram(t, Program(t), flags)
+}
+
+// StartReleased is StartProcess with the program as it is released, without the race
+// detector, for what is measured.
+func (e *Environment) StartReleased(t testing.TB, flags ...string) (*Server, *os.Process) {
+	t.Helper()
+	path, err := Build("cmd/server", "-trimpath")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e.startProgram(t, path, flags)
+}
+
+func (e *Environment) startProgram(t testing.TB, path string, flags []string) (*Server, *os.Process) {
+	t.Helper()
 	cfg := e.Config(t)
 	s := e.newServer()
 	arguments := append([]string{
 		"--listen-on", cfg.ListenOn, "--aux-listen-on", cfg.AuxListenOn, "--kubeconfig", cfg.Kubeconfig, "--log-level", "debug",
 	}, flags...)
-	command := exec.Command(Program(t), arguments...)
+	command := exec.Command(path, arguments...)
 	command.Stderr = &s.Logs
 	command.Env = append(os.Environ(), e.AWSEnviron()...)
 	command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -118,6 +136,15 @@ func (s *Server) Stop() error {
 	s.stop()
 	<-s.done
 	return s.err
+}
+
+// Wait waits for an end that the test has caused in its own way, and returns its error,
+// which does not fail the test then.
+func (s *Server) Wait() error {
+	<-s.done
+	err := s.err
+	s.err = nil
+	return err
 }
 
 // Done is closed when the server has ended.
@@ -257,27 +284,43 @@ func Eventually(t testing.TB, within time.Duration, check func() error) {
 	}
 }
 
-// Program builds the server once and returns its path.
+// Program builds the server with the race detector, once, and returns its path.
 func Program(t testing.TB) string {
 	t.Helper()
-	path, err := build()
+	path, err := program()
 	if err != nil {
 		t.Fatal(err)
 	}
 	return path
 }
 
-var build = sync.OnceValues(func() (string, error) {
-	// A folder that stays, so that an unchanged program is not linked again.
-	cache, err := os.UserCacheDir()
+var program = sync.OnceValues(func() (string, error) { return Build("cmd/server", "-race") })
+
+// Build builds the program whose main package is in this folder of the repository, and
+// returns its path, which is in a folder that stays: an unchanged program is not linked
+// again. A package whose tests have no network builds before they lose it.
+func Build(folder string, flags ...string) (path string, err error) {
+	cache, err := controlplane.CacheDir()
 	if err != nil {
 		return "", err
 	}
-	path := filepath.Join(cache, "iam4kube", "race", "server")
-	command := exec.Command("go", "build", "-race", "-o", path, "./cmd/server")
-	command.Dir = repository()
+	path = filepath.Join(cache, "programs"+strings.Join(flags, ""), folder)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return "", err
+	}
+	// Other packages' tests build it too, and nobody may run half of it.
+	lock, err := os.Create(path + ".lock")
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = lock.Close() }() // gives the lock up
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
+		return "", fmt.Errorf("locking %s: %w", lock.Name(), err)
+	}
+	command := exec.Command("go", append(append([]string{"build"}, flags...), "-o", path, ".")...)
+	command.Dir = filepath.Join(repository(), folder)
 	if output, err := command.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("building the server: %w: %s", err, output)
+		return "", fmt.Errorf("building %s: %w: %s", folder, err, output)
 	}
 	return path, nil
-})
+}

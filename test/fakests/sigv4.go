@@ -56,10 +56,13 @@ func (f *Fake) authenticate(r *http.Request, body []byte, now time.Time) (identi
 	if err := caller.checkToken(r.Header.Get("X-Amz-Security-Token"), now); err != nil {
 		return identity{}, err
 	}
-	want := auth.sign(r, body, caller.secret)
-	if !hmac.Equal([]byte(want), []byte(auth.signature)) {
+	canonical := auth.canonical(r, body)
+	toSign := auth.stringToSign(canonical)
+	if !hmac.Equal([]byte(auth.sign(toSign, caller.secret)), []byte(auth.signature)) {
+		// AWS repeats the request, and so the session token.
 		return identity{}, errSignatureDoesNotMatch(
-			"The request signature we calculated does not match the signature you provided. Check your AWS Secret Access Key and signing method. Consult the service documentation for details.")
+			"The request signature we calculated does not match the signature you provided. Check your AWS Secret Access Key and signing method. Consult the service documentation for details.\n\n" +
+				"The Canonical String for this request should have been\n'" + canonical + "'\n\nThe String-to-Sign should have been\n'" + toSign + "'\n")
 	}
 	return caller, nil
 }
@@ -193,24 +196,29 @@ func (a *authorization) checkScope(region string) *apiError {
 	return nil
 }
 
-// sign computes the signature that the request ought to have. The request's path
-// is / and it has no query (see [Fake.ServeHTTP]), so both are constant in the
-// canonical request.
-func (a *authorization) sign(r *http.Request, body []byte, secret string) string {
+// canonical is the canonical request. The request's path is / and it has no query
+// (see [Fake.ServeHTTP]), so both are constant in it.
+func (a *authorization) canonical(r *http.Request, body []byte) string {
 	var canonical strings.Builder
 	canonical.WriteString(r.Method + "\n/\n\n")
 	for _, name := range a.signedHeaders {
 		canonical.WriteString(name + ":" + canonicalValue(r, name) + "\n")
 	}
 	canonical.WriteString("\n" + strings.Join(a.signedHeaders, ";") + "\n" + hexSHA256(body))
+	return canonical.String()
+}
 
-	toSign := strings.Join([]string{
+func (a *authorization) stringToSign(canonical string) string {
+	return strings.Join([]string{
 		sigV4Algorithm,
 		a.time.Format(sigV4Time),
 		strings.Join(a.scope[:], "/"),
-		hexSHA256([]byte(canonical.String())),
+		hexSHA256([]byte(canonical)),
 	}, "\n")
+}
 
+// sign computes the signature that the request ought to have.
+func (a *authorization) sign(toSign, secret string) string {
 	key := []byte("AWS4" + secret)
 	for _, part := range a.scope {
 		key = hmacSHA256(key, part)

@@ -30,6 +30,16 @@ const marker = "IAM4KUBE_TEST_LEFT_NETNS"
 //
 // The caller need not be root where the kernel allows user namespaces.
 func Main(m *testing.M, run func() int) {
+	Enter()
+	if run == nil {
+		run = m.Run
+	}
+	os.Exit(run())
+}
+
+// Enter does for a program that is no test what Main does for one: it returns only in
+// the namespace.
+func Enter() {
 	if os.Getenv(marker) == "" {
 		os.Exit(reexecute())
 	}
@@ -37,10 +47,6 @@ func Main(m *testing.M, run func() int) {
 		fmt.Fprintln(os.Stderr, "netns:", err)
 		os.Exit(1)
 	}
-	if run == nil {
-		run = m.Run
-	}
-	os.Exit(run())
 }
 
 func reexecute() (status int) {
@@ -166,9 +172,8 @@ func current() (string, error) {
 // test ends.
 func AddLocal(t testing.TB, prefixes ...string) {
 	t.Helper()
-	Require(t)
 	for _, prefix := range prefixes {
-		if err := command("ip", "route", "add", "local", prefix, "dev", "lo"); err != nil {
+		if err := MakeLocal(prefix); err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() {
@@ -177,6 +182,14 @@ func AddLocal(t testing.TB, prefixes ...string) {
 			}
 		})
 	}
+}
+
+// MakeLocal is AddLocal for the life of the namespace.
+func MakeLocal(prefix string) error {
+	if err := Check(); err != nil {
+		return err
+	}
+	return command("ip", "route", "add", "local", prefix, "dev", "lo")
 }
 
 // command runs a program in the namespace of the calling thread.

@@ -66,6 +66,20 @@ func TestPodsReachTheParentFromTheirAddresses(t *testing.T) {
 	}
 }
 
+// A lost packet would be sent again after a second, which is as long as an AWS SDK tries.
+func TestFirstPacketOfAPodIsNotLost(t *testing.T) {
+	AddLocal(t, "169.254.169.254/32")
+	serveSource(t)
+	for i := range 10 {
+		pod := AddPod(t, fmt.Sprintf("10.244.2.%d", 1+i))
+		start := time.Now()
+		get(t, pod.HTTPClient())
+		if took := time.Since(start); took >= time.Second {
+			t.Errorf("the first request took %v", took)
+		}
+	}
+}
+
 func TestPodsReachEachOther(t *testing.T) {
 	one, two := AddPod(t, "10.244.1.1", "fd00::1:1"), AddPod(t, "10.244.1.2", "fd00::1:2")
 	for _, address := range []string{"10.244.1.2:80", "[fd00::1:2]:80"} {

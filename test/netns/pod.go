@@ -2,6 +2,7 @@ package netns
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -13,6 +14,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -42,10 +44,8 @@ type Pod struct {
 // when the test ends. Pods need not be on one network; all share the gateway addresses.
 func AddPod(t testing.TB, addresses ...string) *Pod {
 	t.Helper()
-	Require(t)
-	pod := &Pod{Device: fmt.Sprint(devicePrefix, devices.Add(1))}
-	var err error
-	if pod.ns, err = newNamespace(); err != nil {
+	pod, err := NewPod(addresses...)
+	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -55,6 +55,19 @@ func AddPod(t testing.TB, addresses ...string) *Pod {
 		}
 		pod.ns.Close()
 	})
+	return pod
+}
+
+// NewPod is AddPod for the life of the parent's namespace.
+func NewPod(addresses ...string) (*Pod, error) {
+	if err := Check(); err != nil {
+		return nil, err
+	}
+	ns, err := newNamespace()
+	if err != nil {
+		return nil, err
+	}
+	pod := &Pod{Device: fmt.Sprint(devicePrefix, devices.Add(1)), ns: ns}
 	parent := []string{
 		fmt.Sprintf("link add %s type veth peer name eth0 netns /proc/%d/fd/%d", pod.Device, os.Getpid(), pod.ns.Fd()),
 		fmt.Sprintf("link set %s up", pod.Device),
@@ -63,7 +76,7 @@ func AddPod(t testing.TB, addresses ...string) *Pod {
 	for _, address := range addresses {
 		ip, err := netip.ParseAddr(address)
 		if err != nil {
-			t.Fatal(err)
+			return nil, err
 		}
 		gateway := gateways[ip.Is4()]
 		host, atOnce := fmt.Sprint("/", ip.BitLen()), ""
@@ -79,12 +92,33 @@ func AddPod(t testing.TB, addresses ...string) *Pod {
 			fmt.Sprintf("route add default via %s dev eth0", gateway))
 	}
 	if err := ipBatch(parent); err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	if err := pod.Do(func() error { return ipBatch(inside) }); err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
-	return pod
+	return pod, errors.Join(waitUp(pod.Device), pod.Do(func() error { return waitUp("eth0") }))
+}
+
+// waitUp waits until the kernel has noticed the carrier, which it may take a second for.
+// What is sent before is lost, and TCP sends it again only after another second.
+func waitUp(device string) error {
+	ticker := time.NewTicker(5 * time.Millisecond)
+	defer ticker.Stop()
+	for timeout := time.After(10 * time.Second); ; {
+		output, err := exec.Command("ip", "-oneline", "link", "show", "dev", device).CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("ip link show: %w: %s", err, output)
+		}
+		if strings.Contains(string(output), " state UP ") {
+			return nil
+		}
+		select {
+		case <-ticker.C:
+		case <-timeout:
+			return fmt.Errorf("the link does not come up: %s", output)
+		}
+	}
 }
 
 func ipBatch(lines []string) error {

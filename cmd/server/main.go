@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -25,11 +26,20 @@ const (
 	exitUsage   = 2
 )
 
+// ballastBytes of memory are counted as heap by the garbage collector and, because nothing
+// touches them, take no room. The collector runs whenever the heap has doubled: with the
+// 8 MiB of a small cluster that is 15 times a second under load, a tenth of the processor
+// time. GOGC would save the same there, and cost far more memory in a large cluster.
+const ballastBytes = 16 << 20
+
 func main() {
+	ballast := make([]byte, ballastBytes)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	// A second signal ends the program at once.
 	context.AfterFunc(ctx, stop)
-	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+	status := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	runtime.KeepAlive(ballast)
+	os.Exit(status)
 }
 
 func run(ctx context.Context, arguments []string, stdout, stderr io.Writer) int {
@@ -90,12 +100,12 @@ func check(cfg server.Config) error {
 	case cfg.SessionDuration%time.Second != 0:
 		return fmt.Errorf("--session-duration %v: want whole seconds", cfg.SessionDuration)
 	case len(validation.IsDNS1123Label(cfg.Namespace)) > 0:
-		return fmt.Errorf("--namespace %q: want the name of the server's own namespace, up to 63 of a-z, 0-9 and -", cfg.Namespace)
+		return fmt.Errorf("--namespace %q: want the name of the server's own namespace, up to 63 lower-case letters, digits or -", cfg.Namespace)
 	}
 	// The two stand in for labels, and pods get them as they are.
 	for name, value := range map[string]string{"region": cfg.Region, "availability-zone": cfg.AvailabilityZone} {
 		if len(validation.IsValidLabelValue(value)) > 0 {
-			return fmt.Errorf("--%s %q: want what a label can hold, up to 63 of A-Z, a-z, 0-9, -, _ and .", name, value)
+			return fmt.Errorf("--%s %q: want what a label can hold, up to 63 letters, digits or any of ._-", name, value)
 		}
 	}
 	return nil

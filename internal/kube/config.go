@@ -17,6 +17,7 @@ import (
 
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/util/connrotation"
 )
 
 const (
@@ -145,15 +146,15 @@ func (t reachTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	return response, err
 }
 
-// WrappedRoundTripper implements net.RoundTripperWrapper of k8s.io/apimachinery.
-func (t reachTransport) WrappedRoundTripper() http.RoundTripper { return t.next }
-
 // HTTPClient returns the client that all API clients of a program share, so that
-// they share one HTTP/2 connection too.
-func HTTPClient(cfg *rest.Config) (*http.Client, error) {
-	client, err := rest.HTTPClientFor(cfg)
-	if err != nil {
-		return nil, fmt.Errorf("make a client for the API server: %w", err)
+// they share one HTTP/2 connection too, and what closes its connections: its own
+// CloseIdleConnections does not reach them through client-go's transports.
+func HTTPClient(cfg *rest.Config) (client *http.Client, hangUp func(), err error) {
+	dialer := connrotation.NewDialer(cfg.Dial)
+	tracked := rest.CopyConfig(cfg)
+	tracked.Dial = dialer.DialContext
+	if client, err = rest.HTTPClientFor(tracked); err != nil {
+		return nil, nil, fmt.Errorf("make a client for the API server: %w", err)
 	}
-	return client, nil
+	return client, dialer.CloseAll, nil
 }

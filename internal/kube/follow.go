@@ -5,8 +5,11 @@ import (
 	"fmt"
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/meta"
+	metainternalversion "k8s.io/apimachinery/pkg/apis/meta/internalversion"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/cache"
@@ -55,7 +58,11 @@ func Follow[O runtime.Object, T any](w *Watches, r Resource[O, T]) func(context.
 				options.ResourceVersion = ""
 			}
 			r.Selector(&options)
-			return r.List(ctx, options)
+			page, err := r.List(ctx, options)
+			if err != nil {
+				return nil, err
+			}
+			return keepPage(page, r.Keep)
 		},
 		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
 			r.Selector(&options)
@@ -77,6 +84,33 @@ func Follow[O runtime.Object, T any](w *Watches, r Resource[O, T]) func(context.
 	}
 }
 
+// kept is what was kept of an object, in the form that client-go asks of the items of a
+// list.
+type kept[T any] struct{ value T }
+
+// GetObjectKind implements runtime.Object.
+func (kept[T]) GetObjectKind() schema.ObjectKind { return schema.EmptyObjectKind }
+
+// DeepCopyObject implements runtime.Object. What is kept does not change.
+func (k kept[T]) DeepCopyObject() runtime.Object { return k }
+
+// keepPage shrinks a page of a list: client-go holds all pages until the last one.
+func keepPage[O runtime.Object, T any](page runtime.Object, keep func(O) T) (runtime.Object, error) {
+	from, err := meta.ListAccessor(page)
+	if err != nil {
+		return nil, err
+	}
+	list := &metainternalversion.List{ListMeta: metav1.ListMeta{ResourceVersion: from.GetResourceVersion(), Continue: from.GetContinue()}}
+	return list, meta.EachListItem(page, func(item runtime.Object) error {
+		object, ok := item.(O)
+		if !ok {
+			return fmt.Errorf("%T in a %T", item, page)
+		}
+		list.Items = append(list.Items, kept[T]{keep(object)})
+		return nil
+	})
+}
+
 // store is what the Reflector writes to.
 type store[O runtime.Object, T any] struct {
 	resource Resource[O, T]
@@ -90,6 +124,8 @@ func (s *store[O, T]) Transformer() cache.TransformFunc {
 
 func (s *store[O, T]) keep(object any) (T, error) {
 	switch o := object.(type) {
+	case kept[T]:
+		return o.value, nil
 	case O:
 		return s.resource.Keep(o), nil
 	case T:

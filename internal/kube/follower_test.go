@@ -67,7 +67,7 @@ type follower struct {
 // follow starts one. It ends with the test.
 func (a *api) follow() *follower {
 	f := &follower{reach: &Reach{}, names: &names{present: map[string]bool{}}, files: a.files("first")}
-	client, err := HTTPClient(a.config(f.files, f.reach))
+	client, hangUp, err := HTTPClient(a.config(f.files, f.reach))
 	if err != nil {
 		a.t.Fatal(err)
 	}
@@ -93,6 +93,7 @@ func (a *api) follow() *follower {
 	a.t.Cleanup(func() {
 		cancel()
 		running.Wait()
+		hangUp()
 	})
 	return f
 }

@@ -23,8 +23,8 @@ type readiness struct {
 	watches *kube.Watches
 	cache   *credentials.Cache
 	tokens  *imdstoken.Keys
-	// fillWithin is how long the start may take before roles that were not tried do
-	// not count any more.
+	// fillWithin is how long after the first lists roles that were not tried still
+	// count.
 	fillWithin time.Duration
 
 	synced, filled, draining chan struct{}
@@ -39,11 +39,12 @@ func newReadiness(watches *kube.Watches, cache *credentials.Cache, tokens *imdst
 
 // Run follows the start.
 func (r *readiness) Run(ctx context.Context) error {
-	timer := time.NewTimer(r.fillWithin)
-	defer timer.Stop()
 	if err := r.watches.Sync(ctx); err != nil {
 		return nil // only the end of ctx ends Sync
 	}
+	// Not before, so that an outage of the API server does not use the time up.
+	timer := time.NewTimer(r.fillWithin)
+	defer timer.Stop()
 	r.cache.Fill()
 	close(r.synced)
 	select {

@@ -15,7 +15,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
-	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/client-go/kubernetes"
 	k8smetadata "k8s.io/client-go/metadata"
 
@@ -114,12 +113,11 @@ func (s *server) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	httpClient, err := kube.HTTPClient(config)
+	httpClient, hangUp, err := kube.HTTPClient(config)
 	if err != nil {
 		return err
 	}
-	// The client's own method does not reach below client-go's transports.
-	s.hangUp = func() { utilnet.CloseIdleConnectionsFor(httpClient.Transport) }
+	s.hangUp = hangUp
 	client, err := kubernetes.NewForConfigAndClient(config, httpClient)
 	if err != nil {
 		return fmt.Errorf("make a client for the API server: %w", err)

@@ -183,7 +183,9 @@ func (c *Cache) attempt(ctx context.Context, e *entry) {
 func (c *Cache) finish(e *entry, result *sts.Credentials, err error) {
 	now := time.Now()
 	e.inFlight, e.tried, e.triedAt = false, true, now
-	c.markFilled(e.role)
+	if c.entries[e.role] == e {
+		c.markFilled(e.role)
+	}
 	if err != nil {
 		e.failure = asFailure(err)
 		e.failures++
@@ -195,7 +197,8 @@ func (c *Cache) finish(e *entry, result *sts.Credentials, err error) {
 	// Half of the life is over at the earliest, and 0.6 of it at the latest: with
 	// an hour that leaves 24 to 30 minutes, with 15 minutes it leaves 6 to 7.5. The
 	// jitter keeps roles that were fetched together from being refreshed together.
-	life := result.Expiration.Sub(now)
+	// A session is never longer than it was asked for, whatever this machine's clock says.
+	life := min(result.Expiration.Sub(now), e.role.Duration)
 	e.due = now.Add(time.Duration(float64(life) * (0.5 + 0.1*rand.Float64())))
 }
 

@@ -1,6 +1,7 @@
 package credentials
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -9,9 +10,10 @@ import (
 	"github.com/iam4kube/iam4kube/internal/server/sts"
 )
 
-// Issued are credentials together with the answer that hands them out.
+// Issued is the answer that hands credentials out, with what is not secret of them.
 type Issued struct {
-	sts.Credentials
+	AccessKeyID        string
+	Expiration, Issued time.Time
 	// document holds the secrets in clear text. It is unexported so that no encoder
 	// sees it.
 	document []byte
@@ -37,7 +39,8 @@ func newIssued(c *sts.Credentials) *Issued {
 	if err != nil {
 		panic(err) // strings always marshal
 	}
-	return &Issued{Credentials: *c, document: document}
+	// Cloned because MarshalIndent returns a slice with room for as much again.
+	return &Issued{AccessKeyID: c.AccessKeyID, Expiration: c.Expiration, Issued: c.Issued, document: bytes.Clone(document)}
 }
 
 // valid reports whether the credentials can be handed out; nil cannot.

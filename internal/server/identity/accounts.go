@@ -88,7 +88,7 @@ func (x *Index) removeAccount(key types.NamespacedName) {
 
 // release forgets an account that neither exists nor has pods. It needs mu.
 func (x *Index) release(key types.NamespacedName) {
-	if a := x.accounts[key]; !a.exists && a.pods == 0 {
+	if a := x.accounts[key]; a != nil && !a.exists && a.pods == 0 {
 		x.setRole(a, nil)
 		delete(x.accounts, key)
 	}

@@ -53,6 +53,8 @@ type Index struct {
 	hosts    map[netip.Addr]int
 	accounts map[types.NamespacedName]*account
 	nodes    map[string]Node
+	// left are the accounts that lost a pod during the present change.
+	left []types.NamespacedName
 }
 
 // New returns an empty Index. Waiters of hub wait for the keys that Caller names.
@@ -155,8 +157,8 @@ func (x *Index) setPod(p *Pod) []any {
 	default:
 		p.Life = &Life{Announced: x.listed}
 	}
-	// Added before the old state is removed, so that the count of an account or a
-	// node never touches 0 in between.
+	// Added before the old state is removed, so that the count of a node never touches
+	// 0 in between.
 	keys := x.file(p)
 	if old != nil {
 		keys = append(keys, x.unfile(old)...)
@@ -210,7 +212,7 @@ func (x *Index) unfile(p *Pod) []any {
 		}
 	}
 	x.accounts[p.account()].pods--
-	x.release(p.account())
+	x.left = append(x.left, p.account())
 	if p.Ended {
 		return nil
 	}

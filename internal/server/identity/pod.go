@@ -8,7 +8,6 @@ import (
 	"unique"
 
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 )
 
@@ -115,27 +114,4 @@ func ended(p *corev1.Pod) bool {
 	running := func(s corev1.ContainerStatus) bool { return s.State.Terminated == nil }
 	return !slices.ContainsFunc(p.Status.ContainerStatuses, running) &&
 		!slices.ContainsFunc(p.Status.InitContainerStatuses, running)
-}
-
-// slim drops from a Pod of the API what keepPod does not read. It bounds memory
-// while a list comes in pages, which are kept as API objects until the last one.
-func slim(p *corev1.Pod) {
-	states := func(from []corev1.ContainerStatus) []corev1.ContainerStatus {
-		to := make([]corev1.ContainerStatus, len(from))
-		for i := range from {
-			to[i].State = from[i].State
-		}
-		return to
-	}
-	*p = corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{
-			Namespace: p.Namespace, Name: p.Name, UID: p.UID, ResourceVersion: p.ResourceVersion,
-			CreationTimestamp: p.CreationTimestamp, DeletionTimestamp: p.DeletionTimestamp,
-		},
-		Spec: corev1.PodSpec{NodeName: p.Spec.NodeName, ServiceAccountName: p.Spec.ServiceAccountName, HostNetwork: p.Spec.HostNetwork},
-		Status: corev1.PodStatus{
-			Phase: p.Status.Phase, PodIP: p.Status.PodIP, PodIPs: p.Status.PodIPs, HostIP: p.Status.HostIP, HostIPs: p.Status.HostIPs,
-			ContainerStatuses: states(p.Status.ContainerStatuses), InitContainerStatuses: states(p.Status.InitContainerStatuses),
-		},
-	}
 }

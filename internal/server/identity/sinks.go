@@ -28,19 +28,10 @@ func (x *Index) Pods(client kubernetes.Interface) kube.Resource[*corev1.Pod, *Po
 	return kube.Resource[*corev1.Pod, *Pod]{
 		Name:     "pods",
 		Selector: func(o *metav1.ListOptions) { o.FieldSelector = running },
-		List: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-			list, err := pods.List(ctx, o)
-			if err != nil {
-				return nil, err
-			}
-			for i := range list.Items {
-				slim(&list.Items[i])
-			}
-			return list, nil
-		},
-		Watch: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) { return pods.Watch(ctx, o) },
-		Keep:  keepPod,
-		Sink:  podSink{x},
+		List:     func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return pods.List(ctx, o) },
+		Watch:    func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) { return pods.Watch(ctx, o) },
+		Keep:     func(p *corev1.Pod) *Pod { return x.known(keepPod(p)) },
+		Sink:     podSink{x},
 	}
 }
 
@@ -68,10 +59,26 @@ func metadataOf[T any](client metadata.Interface, name string, keep func(*metav1
 	}
 }
 
-// change runs do with mu held and wakes the keys that it returns afterwards.
+// known returns the state that the index has of the pod if p is no other: while all pods
+// are listed again, there is then no second copy of them.
+func (x *Index) known(p *Pod) *Pod {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	if old := x.pods[p.key()]; old != nil && old.same(p) {
+		return old
+	}
+	return p
+}
+
+// change runs do with mu held and wakes the keys that it returns afterwards. Accounts
+// are released at the end, so that the order of a list does not matter.
 func (x *Index) change(do func() []any) {
 	x.mu.Lock()
 	keys := do()
+	for _, account := range x.left {
+		x.release(account)
+	}
+	x.left = nil
 	x.mu.Unlock()
 	for _, key := range keys {
 		x.hub.Wake(key)

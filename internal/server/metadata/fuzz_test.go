@@ -91,11 +91,12 @@ func (e *errorLog) take() string {
 
 // serveRaw is a function that serves the bytes of a connection of the pod by net/http
 // and the handler, with the server's settings, and returns all that the client gets.
-func serveRaw(f testing.TB, s *Server) (serve func([]byte) []byte, errs *errorLog) {
+func serveRaw(t testing.TB, s *Server) (serve func([]byte) []byte, errs *errorLog) {
+	t.Helper()
 	accept, errs := make(listener), &errorLog{}
 	server := &http.Server{Handler: s, MaxHeaderBytes: 32 << 10, DisableGeneralOptionsHandler: true, ErrorLog: log.New(errs, "", 0)}
 	go func() { _ = server.Serve(accept) }()
-	f.Cleanup(func() { close(accept) })
+	t.Cleanup(func() { close(accept) })
 	return func(request []byte) []byte {
 		c := newConn(request)
 		accept <- c
@@ -144,7 +145,7 @@ func checkAnswers(t *testing.T, request, answers []byte) {
 		if err != nil {
 			t.Fatalf("%q: %v in\n%s", request, err, answers)
 		}
-		if _, err := io.Copy(io.Discard, answer.Body); err != nil && !(errors.Is(err, io.ErrUnexpectedEOF) && isHead(request)) {
+		if _, err := io.Copy(io.Discard, answer.Body); err != nil && (!errors.Is(err, io.ErrUnexpectedEOF) || !isHead(request)) {
 			t.Fatalf("%q: %v in\n%s", request, err, answers)
 		}
 		_ = answer.Body.Close()

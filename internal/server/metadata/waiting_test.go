@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -32,14 +34,28 @@ import (
 // arnPrefix is that of every role here; what follows is called the role.
 const arnPrefix = "arn:aws:iam::123456789012:role/"
 
+// The tests run in bubbles of synctest, where time passes only while everybody waits: what
+// a request waits is exact.
+
 // heldSTS answers for a role once it was told how. The access key IDs name the role.
 type heldSTS struct {
+	// places limits the calls, unless it is nil.
+	places chan struct{}
+
 	mu       sync.Mutex
 	verdicts map[string]chan *sts.Error
 	calls    map[string]int
 }
 
-func (s *heldSTS) Admit(ctx context.Context) (context.Context, error) { return ctx, ctx.Err() }
+func (s *heldSTS) Admit(ctx context.Context) (context.Context, error) {
+	if s.places != nil {
+		select {
+		case <-s.places:
+		case <-ctx.Done():
+		}
+	}
+	return ctx, ctx.Err()
+}
 
 func (s *heldSTS) AssumeRole(ctx context.Context, r role.Role) (*sts.Credentials, error) {
 	name := strings.TrimPrefix(r.ARN, arnPrefix)
@@ -81,6 +97,11 @@ type edge struct {
 
 func newEdge(t *testing.T, maxWait time.Duration, hub *waiting.Hub) *edge {
 	t.Helper()
+	return newEdgeOver(t, &heldSTS{}, maxWait, hub)
+}
+
+func newEdgeOver(t *testing.T, held *heldSTS, maxWait time.Duration, hub *waiting.Hub) *edge {
+	t.Helper()
 	registry, log := prometheus.NewRegistry(), zap.NewNop()
 	// Nothing is asked of these clients: the test tells what an API server would.
 	config := &rest.Config{Host: "http://192.0.2.1"}
@@ -92,7 +113,7 @@ func newEdge(t *testing.T, maxWait time.Duration, hub *waiting.Hub) *edge {
 	if err != nil {
 		t.Fatal(err)
 	}
-	held := &heldSTS{verdicts: map[string]chan *sts.Error{}, calls: map[string]int{}}
+	held.verdicts, held.calls = map[string]chan *sts.Error{}, map[string]int{}
 	cache := credentials.New(held, hub, registry, log)
 	events := podevents.New(client.CoreV1(), registry, log)
 	index := identity.New(hub, cache, events, time.Hour, registry)
@@ -172,13 +193,6 @@ const (
 	list = "/latest" + pathRoles + "/"
 )
 
-// In a bubble of synctest time passes only while everybody waits, so what a request
-// waits is exact.
-func inBubble(t *testing.T, f func(t *testing.T)) {
-	t.Helper()
-	synctest.Test(t, f)
-}
-
 func check(t *testing.T, what string, answer *httptest.ResponseRecorder, took time.Duration, status int, after time.Duration, texts ...string) {
 	t.Helper()
 	if answer.Code != status || took != after {
@@ -207,7 +221,7 @@ func TestOnlyAYoungPodWaitsForTheAnnotation(t *testing.T) {
 		"from a clock that is fast": {-30 * time.Second, time.Hour, 90 * time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
-			inBubble(t, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
 				e := newEdge(t, c.maxWait, newHub())
 				e.setAccount(account("a", ""))
 				e.setPod(pod("a", ip, c.age))
@@ -227,7 +241,7 @@ func TestOnlyAYoungPodWaitsForTheAnnotation(t *testing.T) {
 // An annotation that comes just before the pod is a minute old still counts, and then
 // the credentials may take as long as MaxWait allows.
 func TestAnnotationInTheLastSecond(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		e := newEdge(t, 5*time.Minute, newHub())
 		e.setAccount(account("a", ""))
 		e.setPod(pod("a", ip, 0))
@@ -261,15 +275,18 @@ func TestWaitEndsAfterMaxWait(t *testing.T) {
 		},
 		"no ServiceAccount": {
 			func(e *edge) { e.setPod(pod("a", ip, 0)) },
-			http.StatusServiceUnavailable, waiting.ServiceAccount, "ServiceAccount a of pod ns/a", []string{"zone", "region", "document"},
+			http.StatusServiceUnavailable, waiting.ServiceAccount, "ServiceAccount a of pod ns/a",
+			[]string{"zone", "region", "document"},
 		},
 		"no annotation": {
 			func(e *edge) { e.setPod(pod("a", ip, 0)); e.setAccount(account("a", "")) },
-			http.StatusNotFound, waiting.RoleAnnotation, role.AnnotationARN, []string{"zone", "region", "document", "ready"},
+			http.StatusNotFound, waiting.RoleAnnotation, role.AnnotationARN,
+			[]string{"zone", "region", "document", "ready"},
 		},
 		"no answer of STS": {
 			func(e *edge) { e.setPod(pod("a", ip, 0)); e.setAccount(account("a", "one")) },
-			http.StatusServiceUnavailable, waiting.Credentials, "STS has not answered yet", []string{"zone", "region", "document", "role"},
+			http.StatusServiceUnavailable, waiting.Credentials, "STS has not answered yet",
+			[]string{"zone", "region", "document", "role"},
 		},
 		"STS unavailable": {
 			func(e *edge) {
@@ -277,7 +294,8 @@ func TestWaitEndsAfterMaxWait(t *testing.T) {
 				e.setAccount(account("a", "one"))
 				e.sts.verdict("one") <- unavailable
 			},
-			http.StatusServiceUnavailable, waiting.Credentials, unavailable.Message, []string{"zone", "region", "document", "role"},
+			http.StatusServiceUnavailable, waiting.Credentials, unavailable.Message,
+			[]string{"zone", "region", "document", "role"},
 		},
 		"STS refuses the server": {
 			func(e *edge) {
@@ -285,7 +303,8 @@ func TestWaitEndsAfterMaxWait(t *testing.T) {
 				e.setAccount(account("a", "one"))
 				e.sts.verdict("one") <- identityRefused
 			},
-			http.StatusServiceUnavailable, waiting.Credentials, identityRefused.Message, []string{"zone", "region", "document", "role"},
+			http.StatusServiceUnavailable, waiting.Credentials, identityRefused.Message,
+			[]string{"zone", "region", "document", "role"},
 		},
 	}
 	paths := map[string]string{
@@ -295,7 +314,7 @@ func TestWaitEndsAfterMaxWait(t *testing.T) {
 	for name, state := range states {
 		for endpoint, path := range paths {
 			t.Run(name+"/"+endpoint, func(t *testing.T) {
-				inBubble(t, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
 					e := newEdge(t, most, newHub())
 					state.prepare(e)
 					got, took := e.get(t.Context(), ip, path)
@@ -321,7 +340,7 @@ func TestWaitEndsAfterMaxWait(t *testing.T) {
 
 // Events that do not help neither end the wait nor prolong it.
 func TestUselessEventsDoNotProlongTheWait(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		e := newEdge(t, 15*time.Second, newHub())
 		e.setPod(pod("a", ip, 0))
 		answer := e.began(t.Context(), ip, list)
@@ -406,7 +425,7 @@ func TestWhatChangesDuringTheWaitCounts(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			inBubble(t, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
 				e := newEdge(t, 15*time.Second, newHub())
 				e.setAccount(account("a", "one"))
 				e.setAccount(account("b", "b/one"))
@@ -425,10 +444,72 @@ func TestWhatChangesDuringTheWaitCounts(t *testing.T) {
 	}
 }
 
+// Of thousands of requests that wait for different pods, one pod's event makes one look
+// again, once. (The race detector allows 8,128 goroutines.)
+func TestOneEventMakesOneLook(t *testing.T) {
+	const others = 5000
+	synctest.Test(t, func(t *testing.T) {
+		e := newEdge(t, time.Hour, waiting.NewHub(64, 16384))
+		e.setAccount(account("a", "one"))
+		var looks atomic.Int64
+		ctx, leave := context.WithCancel(t.Context())
+		var requests sync.WaitGroup
+		begin := func(from netip.Addr) {
+			requests.Go(func() {
+				e.await(ctx, from, time.Hour, func() view {
+					looks.Add(1)
+					return e.roleView(from)
+				})
+			})
+		}
+		for i := range others {
+			begin(netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}))
+		}
+		begin(netip.MustParseAddr(ip))
+		synctest.Wait()
+		looks.Store(0)
+		e.setPod(pod("a", ip, 0))
+		synctest.Wait()
+		if n := looks.Load(); n != 1 || e.hub.Len() != others {
+			t.Errorf("%d looks, %d requests go on waiting, want 1 and %d", n, e.hub.Len(), others)
+		}
+		leave()
+		requests.Wait()
+		if n := looks.Load(); n != 1 || e.hub.Len() != 0 {
+			t.Errorf("after all clients left: %d looks, %d waiters", n, e.hub.Len())
+		}
+	})
+}
+
+// What happens after a request has looked and before it watches wakes nobody, and is not
+// missed all the same.
+func TestEventsBetweenLookAndWatch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e := newEdge(t, 15*time.Second, newHub())
+		from, start := netip.MustParseAddr(ip), time.Now()
+		events := []func(){
+			func() { e.setPod(pod("a", ip, 0)) },
+			func() { e.setAccount(account("a", "")) },
+			func() { e.setAccount(account("a", "one")) },
+		}
+		got := e.await(t.Context(), from, 15*time.Second, func() view {
+			v := e.roleView(from)
+			if len(events) > 0 && v.answer == nil {
+				events[0]()
+				events = events[1:]
+			}
+			return v
+		})
+		if took := time.Since(start); got.status != http.StatusOK || string(got.body) != "one" || took != 0 {
+			t.Errorf("%d %s after %v", got.status, got.body, took)
+		}
+	})
+}
+
 // Another role's name is answered as soon as the pod's own is known: nothing that STS
 // says would change it.
 func TestOtherRoleIsRefusedWithoutSTS(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		e := newEdge(t, 15*time.Second, newHub())
 		e.setAccount(account("a", "one"))
 		e.setPod(pod("a", ip, 0))
@@ -445,7 +526,7 @@ func TestClientGoesAway(t *testing.T) {
 		func(e *edge) { e.setPod(pod("a", ip, 0)); e.setAccount(account("a", "")) },
 		func(e *edge) { e.setPod(pod("a", ip, 0)); e.setAccount(account("a", "one")) },
 	} {
-		inBubble(t, func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
 			e := newEdge(t, time.Hour, newHub())
 			prepare(e)
 			ctx, leave := context.WithCancel(t.Context())
@@ -488,7 +569,7 @@ func (e *edge) waitingNow(t *testing.T) (sum float64) {
 // Requests over either limit get 429 at once; those that wait go on waiting, and what
 // needs no wait is answered as ever.
 func TestWaitersAreLimited(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		e := newEdge(t, 15*time.Second, waiting.NewHub(2, 3))
 		e.setAccount(account("warm", "one"))
 		e.setPod(pod("warm", "10.0.0.9", 0))
@@ -551,7 +632,7 @@ func TestReady(t *testing.T) {
 		"credentials, no more": {func(e *edge) { young(e); e.setAccount(account("a", "one")); e.sts.verdict("one") <- nil }, "?wait=5s&x=y", 204, 0, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			inBubble(t, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
 				e := newEdge(t, 15*time.Second, newHub())
 				c.prepare(e)
 				synctest.Wait()
@@ -573,7 +654,7 @@ func TestReady(t *testing.T) {
 
 // Many requests that come and go for one role make one call to STS.
 func TestRetriesJoinTheCallUnderWay(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		e := newEdge(t, 15*time.Second, newHub())
 		e.setAccount(account("a", "one"))
 		e.setPod(pod("a", ip, 0))

@@ -86,13 +86,16 @@ var kindOfCode = map[string]Kind{
 	"UnrecognizedClientException": Identity,
 }
 
+// unreadable is the SDK's code for an error without one, such as that of a proxy.
+const unreadable = "UnknownError"
+
 // classify turns whatever the SDK returned into an *Error.
 func classify(err error) *Error {
 	var api smithy.APIError
 	var response *smithyhttp.ResponseError
 	var unsent *smithyhttp.RequestSendError
 	switch {
-	case errors.As(err, &api):
+	case errors.As(err, &api) && api.ErrorCode() != unreadable:
 		return classifyAPI(api, err)
 	case errors.Is(err, context.DeadlineExceeded):
 		return &Error{Kind: Unavailable, Message: "STS did not answer in time"}

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -40,19 +41,20 @@ type Client struct {
 	sts      *sts.Client
 	identity aws.CredentialsProvider
 	metrics  *metrics
+	// failure is the last one of identity, nil if it works.
+	failure atomic.Pointer[identityFailure]
 }
 
 // New returns a Client for the SDK's own configuration (environment, shared
 // files, web identity, container, EC2 role, ...). fallbackRegion is used if that
 // names no region. Options come on top of it, for tests: the HTTP client, say.
 func New(ctx context.Context, limiter *Limiter, fallbackRegion string, registry prometheus.Registerer, options ...func(*config.LoadOptions) error) (*Client, error) {
-	options = append(options, config.WithAPIOptions([]func(*middleware.Stack) error{limiter.addTo}))
+	// The default is for the calls too by which the SDK gets the server's identity.
+	options = append(options, config.WithDefaultRegion(fallbackRegion),
+		config.WithAPIOptions([]func(*middleware.Stack) error{limiter.addTo}))
 	cfg, err := config.LoadDefaultConfig(ctx, options...)
 	if err != nil {
 		return nil, fmt.Errorf("load the AWS configuration: %w", err)
-	}
-	if cfg.Region == "" {
-		cfg.Region = fallbackRegion
 	}
 	if cfg.Region == "" {
 		return nil, errors.New("no AWS region for STS: set AWS_REGION, a profile with a region, or --region")
@@ -66,18 +68,44 @@ func New(ctx context.Context, limiter *Limiter, fallbackRegion string, registry 
 
 type identityErrorKey struct{}
 
+// identityFailure is why the server had no credentials of its own at that time.
+type identityFailure struct {
+	err error
+	at  time.Time
+}
+
+// identityPause is how long such a failure holds for every role. Each would fail the
+// same way, after as long a wait and as many requests.
+const identityPause = 5 * time.Second
+
 // Admit is the Limiter's, once the server has credentials of its own: those may
 // come from STS as well, and slowly, and every attempt that was admitted meanwhile
 // would then leave at the same moment. AssumeRole reports why it has none.
 func (c *Client) Admit(ctx context.Context) (context.Context, error) {
-	retrieving, cancel := context.WithTimeout(ctx, attemptTimeout)
-	_, err := c.identity.Retrieve(retrieving)
-	cancel()
-	admitted, ended := c.Limiter.Admit(ctx)
-	if ended != nil {
-		return nil, ended
+	failure := c.failure.Load()
+	if failure == nil || time.Since(failure.at) > identityPause {
+		failure = nil
+		if err := c.retrieve(ctx); err != nil {
+			failure = &identityFailure{err, time.Now()}
+		}
+		c.failure.Store(failure)
 	}
-	return context.WithValue(admitted, identityErrorKey{}, err), nil
+	admitted, err := c.Limiter.Admit(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if failure != nil {
+		admitted = context.WithValue(admitted, identityErrorKey{}, failure.err)
+	}
+	return admitted, nil
+}
+
+// retrieve lets the SDK have the server's own credentials, which it keeps.
+func (c *Client) retrieve(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
+	defer cancel()
+	_, err := c.identity.Retrieve(ctx)
+	return err
 }
 
 // AssumeRole makes one attempt. The error is an *Error.

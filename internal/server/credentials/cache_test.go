@@ -1,0 +1,234 @@
+package credentials
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+
+	"github.com/iam4kube/iam4kube/internal/server/role"
+	"github.com/iam4kube/iam4kube/internal/server/sts"
+)
+
+// Hours with roles that STS denies, in one namespace and awaited all the time, and honest
+// ones in others: none of those ever has less than a third of its life left. Everything
+// is a fifth of 1,000 bogus roles, 50 honest ones, rate 10 and burst 20, because the
+// dispatcher's work grows with the square of it.
+func TestBogusRolesHarmNobodyForHours(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var attempts atomic.Int64
+		c := newCacheAt(2, 4, func(ctx context.Context, r role.Role) (*sts.Credentials, error) {
+			attempts.Add(1)
+			if r.Namespace == "bogus" {
+				return nil, errDenied
+			}
+			return issue(ctx, r)
+		})
+		start(t, c)
+		for _, r := range rolesOf("bogus", 200) {
+			c.Want(r)
+			watch(t, c, r) // more than a pod would: it gets its denial at once
+		}
+		var honest []role.Role
+		for i := range 10 {
+			r := roleOf(fmt.Sprint("honest", i%5), fmt.Sprint("app", i))
+			r.Duration = 15 * time.Minute
+			honest = append(honest, r)
+			c.Want(r)
+		}
+		began := time.Now()
+		advance(2 * time.Minute) // nobody waits for the honest ones yet
+		for time.Since(began) < 4*time.Hour {
+			for _, r := range honest {
+				issued, failure := c.Get(r)
+				if issued == nil || time.Until(issued.Expiration) < 5*time.Minute {
+					t.Fatalf("%s after %v: %v, %v", r.SessionName, time.Since(began), issued, failure)
+				}
+			}
+			advance(5 * time.Second)
+		}
+		most := int64(4 + 2*time.Since(began).Seconds())
+		if n := attempts.Load(); n > most || n < most/5 {
+			t.Errorf("%d attempts, want many, but at most %d", n, most)
+		}
+	})
+}
+
+// While STS does not answer, nothing but its caller waits.
+func TestNoLockIsHeldWhileSTSIsAsked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		c := newCache(func(ctx context.Context, r role.Role) (*sts.Credentials, error) {
+			<-release
+			return issue(ctx, r)
+		})
+		start(t, c)
+		for _, r := range rolesOf("ns", 10) {
+			c.Want(r)
+		}
+		synctest.Wait()
+		began := time.Now()
+		if issued, failure := c.Get(roleOf("ns", "app0")); issued != nil || failure != nil {
+			t.Errorf("%v, %v", issued, failure)
+		}
+		c.Want(roleOf("ns", "other"))
+		c.Drop(roleOf("ns", "app1"))
+		c.Fill()
+		c.Dump()
+		c.Nudge()
+		gather(t, c)
+		if took := time.Since(began); took != 0 {
+			t.Errorf("took %v", took)
+		}
+		close(release)
+		<-c.Filled()
+	})
+}
+
+// The dispatcher sleeps while nothing is due, wakes for what is new, and ends with all of
+// its attempts.
+func TestDispatcherSleeps(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var attempts, running atomic.Int64
+		c := newCache(func(ctx context.Context, _ role.Role) (*sts.Credentials, error) {
+			attempts.Add(1)
+			running.Add(1)
+			defer running.Add(-1)
+			<-ctx.Done()
+			return nil, &sts.Error{Kind: sts.Unavailable, Message: ctx.Err().Error()}
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		var run sync.WaitGroup
+		run.Go(func() { _ = c.Run(ctx) })
+		// A loop that does not sleep would keep the simulated clock from passing.
+		advance(24 * time.Hour)
+		if n := attempts.Load(); n != 0 {
+			t.Errorf("%d attempts for nothing", n)
+		}
+		c.Want(roleOf("ns", "app"))
+		synctest.Wait()
+		if n := running.Load(); n != 1 {
+			t.Errorf("%d attempts for a new role", n)
+		}
+		for range 100 {
+			c.Nudge()
+			synctest.Wait()
+		}
+		if n := attempts.Load(); n != 1 {
+			t.Errorf("%d attempts at once for one role", n)
+		}
+		cancel()
+		run.Wait()
+		if n := running.Load(); n != 0 {
+			t.Errorf("%d attempts outlive Run", n)
+		}
+		if issued, failure := c.Get(roleOf("ns", "app")); issued != nil || failure != nil {
+			t.Errorf("the end counts as an answer of STS: %v, %v", issued, failure)
+		}
+	})
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+// Filled waits for the roles of that moment, each tried or gone, and for no others.
+func TestFilled(t *testing.T) {
+	c := newCache(issue)
+	if c.Fill(); !isClosed(c.Filled()) {
+		t.Error("not filled without roles")
+	}
+
+	c = newCache(issue)
+	good, denied, dropped := roleOf("ns", "good"), roleOf("ns", "denied"), roleOf("ns", "dropped")
+	for _, r := range []role.Role{good, denied, dropped} {
+		c.Want(r)
+	}
+	done := place(c, roleOf("ns", "done"), 30*time.Minute, nil)
+	c.Fill()
+	c.Want(roleOf("ns", "later"))
+	for _, step := range []func(){
+		func() { c.finish(c.entries[good], issuedFor(time.Hour), nil) },
+		func() { c.finish(c.entries[denied], nil, errDenied) },
+		func() { c.finish(done, nil, errDenied) },
+	} {
+		if step(); isClosed(c.Filled()) {
+			t.Fatal("filled too early")
+		}
+	}
+	c.Drop(dropped)
+	if !isClosed(c.Filled()) {
+		t.Error("not filled")
+	}
+	// The end of an attempt for a role that was dropped meanwhile is not that of its
+	// successor's.
+	c = newCache(issue)
+	c.Want(good)
+	old := c.entries[good]
+	c.Drop(good)
+	c.Want(good)
+	c.Fill()
+	if c.finish(old, issuedFor(time.Hour), nil); isClosed(c.Filled()) {
+		t.Error("filled by the attempt for a dropped role")
+	}
+	c.finish(c.entries[good], issuedFor(time.Hour), nil)
+	c.finish(c.entries[good], issuedFor(time.Hour), nil) // closes nothing twice
+	c.Drop(dropped)
+}
+
+// gather returns the number of series of each metric.
+func gather(t *testing.T, c *Cache) map[string]int {
+	t.Helper()
+	registry := prometheus.NewPedanticRegistry()
+	registry.MustRegister(collector{c})
+	families, err := registry.Gather()
+	if err != nil {
+		t.Error(err)
+	}
+	if problems, err := promlint.NewWithMetricFamilies(families).Lint(); err != nil || len(problems) > 0 {
+		t.Errorf("%v %v", err, problems)
+	}
+	series := map[string]int{}
+	for _, family := range families {
+		series[family.GetName()] = len(family.GetMetric())
+	}
+	return series
+}
+
+// Each role is in one state, and the number of series does not grow with roles.
+func TestStateOfRoles(t *testing.T) {
+	c := newCache(issue)
+	before := gather(t, c)
+	place(c, roleOf("ns", "valid"), 30*time.Minute, nil)
+	place(c, roleOf("ns", "valid-failing"), 30*time.Minute, errDenied)
+	place(c, roleOf("ns", "pending"), 0, nil)
+	place(c, roleOf("ns", "expired"), -time.Minute, nil)
+	for _, kind := range sts.Kinds {
+		place(c, roleOf("ns", string(kind)), 0, &sts.Error{Kind: kind})
+	}
+	for _, state := range c.Dump() {
+		want := state.Role.ServiceAccount
+		if want == "expired" {
+			want = "pending"
+		}
+		if state.State != want {
+			t.Errorf("%s: %s", state.Role.ServiceAccount, state.State)
+		}
+	}
+	want := map[string]int{"iam4kube_roles": 7, "iam4kube_sts_queue_length": classes, "iam4kube_credentials_soonest_expiration_timestamp_seconds": 1}
+	if after := gather(t, c); !maps.Equal(before, want) || !maps.Equal(after, want) {
+		t.Errorf("%v and %v, want %v", before, after, want)
+	}
+}

@@ -32,18 +32,18 @@ import (
 	"github.com/iam4kube/iam4kube/internal/server/waiting"
 )
 
-// bench is a readiness with the real parts around it, in a bubble. STS and the list of
+// rig is a readiness with the real parts around it, in a bubble. STS and the list of
 // the one resource that is followed answer when the test says so; the API server answers
 // everything else with 401.
-type bench struct {
+type rig struct {
 	*readiness
 	sts  chan error    // what STS answers to the next attempt
 	list chan struct{} // closed: the first list has arrived
 }
 
-func newBench(t *testing.T, fillWithin time.Duration) *bench {
+func newRig(t *testing.T, fillWithin time.Duration) *rig {
 	t.Helper()
-	b := &bench{sts: make(chan error), list: make(chan struct{})}
+	b := &rig{sts: make(chan error), list: make(chan struct{})}
 	registry, log := prometheus.NewRegistry(), zap.NewNop()
 	reach := &kube.Reach{}
 	client := unauthorized(t, reach)
@@ -84,10 +84,10 @@ func newBench(t *testing.T, fillWithin time.Duration) *bench {
 }
 
 // Admit implements credentials.STS.
-func (b *bench) Admit(ctx context.Context) (context.Context, error) { return ctx, ctx.Err() }
+func (b *rig) Admit(ctx context.Context) (context.Context, error) { return ctx, ctx.Err() }
 
 // AssumeRole implements credentials.STS.
-func (b *bench) AssumeRole(ctx context.Context, _ role.Role) (*sts.Credentials, error) {
+func (b *rig) AssumeRole(ctx context.Context, _ role.Role) (*sts.Credentials, error) {
 	select {
 	case err := <-b.sts:
 		if err != nil {
@@ -147,7 +147,7 @@ func answer401(c net.Conn) {
 	}
 }
 
-func (b *bench) want(t *testing.T, want error) {
+func (b *rig) want(t *testing.T, want error) {
 	t.Helper()
 	synctest.Wait()
 	if err := b.Err(); !errors.Is(err, want) {
@@ -155,7 +155,7 @@ func (b *bench) want(t *testing.T, want error) {
 	}
 }
 
-func (b *bench) learnKey() {
+func (b *rig) learnKey() {
 	b.tokens.Resource().Sink.Set(&corev1.Secret{Data: map[string][]byte{imdstoken.CurrentKey: make([]byte, imdstoken.MinKeyLength)}})
 }
 
@@ -167,7 +167,7 @@ func roleNamed(name string) role.Role {
 // has had one attempt, whatever came of it. Roles that come later do not matter.
 func TestReadyOnceEachRoleWasTried(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, time.Hour)
+		b := newRig(t, time.Hour)
 		for _, name := range []string{"good", "denied", "unavailable"} {
 			b.cache.Want(roleNamed(name))
 		}
@@ -190,7 +190,7 @@ func TestReadyOnceEachRoleWasTried(t *testing.T) {
 // A role that is dropped meanwhile is not waited for.
 func TestReadyWithoutRolesThatWereDropped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, time.Hour)
+		b := newRig(t, time.Hour)
 		b.learnKey()
 		b.cache.Want(roleNamed("dropped"))
 		close(b.list)
@@ -204,7 +204,7 @@ func TestReadyWithoutRolesThatWereDropped(t *testing.T) {
 // the first lists, however long those took.
 func TestReadyWithin(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, time.Minute)
+		b := newRig(t, time.Minute)
 		b.learnKey()
 		b.cache.Want(roleNamed("slow"))
 		wait(time.Hour)
@@ -221,7 +221,7 @@ func TestReadyWithin(t *testing.T) {
 // answers, even with 401.
 func TestNotReadyWhileAWatchIsBroken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, time.Minute)
+		b := newRig(t, time.Minute)
 		b.learnKey()
 		close(b.list)
 		b.want(t, nil)

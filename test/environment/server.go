@@ -72,12 +72,14 @@ func (e *Environment) StartProcess(t testing.TB, flags ...string) (*Server, *os.
 // detector, for what is measured.
 func (e *Environment) StartReleased(t testing.TB, flags ...string) (*Server, *os.Process) {
 	t.Helper()
-	path, err := Build("cmd/server", "-trimpath")
+	path, err := released()
 	if err != nil {
 		t.Fatal(err)
 	}
 	return e.startProgram(t, path, flags)
 }
+
+var released = sync.OnceValues(func() (string, error) { return Build("cmd/server", "-trimpath") })
 
 func (e *Environment) startProgram(t testing.TB, path string, flags []string) (*Server, *os.Process) {
 	t.Helper()

@@ -57,13 +57,13 @@ func newWorld() *world {
 	return w
 }
 
-func (w *world) setPod(p *corev1.Pod)    { podSink{w.Index}.Set(keepPod(p.DeepCopy())) }
-func (w *world) deletePod(p *corev1.Pod) { podSink{w.Index}.Delete(keepPod(p.DeepCopy())) }
+func (w *world) setPod(p *corev1.Pod)    { podSink{w.Index}.Set(w.known(keepPod(p.DeepCopy()))) }
+func (w *world) deletePod(p *corev1.Pod) { podSink{w.Index}.Delete(w.known(keepPod(p.DeepCopy()))) }
 
 func (w *world) listPods(pods ...*corev1.Pod) {
 	var kept []*Pod
 	for _, p := range pods {
-		kept = append(kept, keepPod(p.DeepCopy()))
+		kept = append(kept, w.known(keepPod(p.DeepCopy())))
 	}
 	podSink{w.Index}.Replace(kept)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 
 	"github.com/aws/aws-sdk-go-v2/credentials/processcreds"
 	"github.com/aws/aws-sdk-go-v2/service/sts/types"
@@ -134,7 +135,9 @@ func classifyAPI(api smithy.APIError, err error) *Error {
 		}
 	}
 	var regionDisabled *types.RegionDisabledException
-	e := &Error{Kind: kind, Code: api.ErrorCode(), Message: api.ErrorMessage()}
+	// Only the first line: where AWS repeats what was signed, it does so below.
+	message, _, _ := strings.Cut(api.ErrorMessage(), "\n")
+	e := &Error{Kind: kind, Code: api.ErrorCode(), Message: message}
 	switch {
 	case errors.As(err, &regionDisabled):
 		e.Message = "STS is not activated in this region for the server's account"

@@ -1,0 +1,91 @@
+package observability
+
+import (
+	"fmt"
+	"net/http"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/iam4kube/iam4kube/internal/server/waiting"
+	"github.com/iam4kube/iam4kube/test/environment"
+	"github.com/iam4kube/iam4kube/test/fakests"
+)
+
+// TestWaitingAsksNothing: while requests wait for each of the pieces, the server sends the
+// API server no request at all. It has its watches, and they suffice.
+func TestWaitingAsksNothing(t *testing.T) {
+	ns := newNamespace(t, "polling")
+	cfg := env.Config(t)
+	cfg.MaxWait = 5 * time.Second
+	s := env.Start(t, cfg)
+	s.WaitReady(t)
+	hanging := env.NewRole()
+	env.STS.SetFault(hanging, fakests.Fault{Effect: fakests.Hang})
+	twin := newWorkload(ns, "twin", "").create(t)
+	other := newWorkload(ns, "other", "").createAccount(t)
+	other.IPs = twin.IPs
+	other.createPod(t)
+	waiters := map[waiting.Piece]workload{
+		waiting.Pod:            newWorkload(ns, "nobody", ""),
+		waiting.SinglePod:      twin,
+		waiting.ServiceAccount: newWorkload(ns, "no-account", "").createPod(t),
+		waiting.RoleAnnotation: newWorkload(ns, "no-role", "").create(t),
+		waiting.Credentials:    newWorkload(ns, "hanging", hanging).create(t),
+	}
+	environment.Eventually(t, within, func() error {
+		if pods, ambiguous := s.Metric(t, "iam4kube_pods", "served", "yes"), s.Metric(t, "iam4kube_ambiguous_addresses"); pods < 5 || ambiguous != 1 {
+			return fmt.Errorf("%v pods, %v ambiguous addresses", pods, ambiguous)
+		}
+		return nil
+	})
+
+	const each = 20
+	var clients sync.WaitGroup
+	until := time.Now().Add(cfg.MaxWait) // no wait ends sooner
+	for piece, w := range waiters {
+		for range each {
+			clients.Go(func() {
+				response, body, err := s.Do(t.Context(), s.Client(t, w.from), http.MethodGet, w.path(), nil)
+				if err != nil || response.StatusCode == http.StatusOK {
+					t.Errorf("%s: %v %s", piece, err, body)
+				}
+			})
+		}
+	}
+	environment.Eventually(t, cfg.MaxWait, func() error {
+		waiting := map[waiting.Piece]float64{}
+		all := true
+		for piece := range waiters {
+			waiting[piece] = s.Metric(t, "iam4kube_waiting_requests", "missing", string(piece))
+			all = all && waiting[piece] == each
+		}
+		if !all {
+			return fmt.Errorf("requests wait for: %v", waiting)
+		}
+		return nil
+	})
+	from := time.Now()
+	clients.Wait()
+	if until.Sub(from) < 2*time.Second {
+		t.Fatalf("all have waited together for just %v", until.Sub(from))
+	}
+	byServer := func(e auditEvent) bool {
+		return e.User.Username == "system:serviceaccount:"+environment.Namespace+":"+environment.ServiceAccount
+	}
+	watched := map[string]bool{}
+	for _, e := range audited(t, byServer) {
+		if e.RequestReceivedTimestamp.After(from) && e.RequestReceivedTimestamp.Before(until) {
+			t.Errorf("while requests waited: %+v", e)
+		}
+		if e.Verb == "watch" && e.RequestReceivedTimestamp.Before(from) {
+			watched[e.ObjectRef.Resource] = true
+		}
+	}
+	// So the audit log does show this server's requests.
+	for _, resource := range []string{"pods", "serviceaccounts", "nodes", "secrets"} {
+		if !watched[resource] {
+			t.Errorf("no watch of %s", resource)
+		}
+	}
+}

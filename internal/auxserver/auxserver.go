@@ -15,6 +15,9 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"go.uber.org/zap"
+
+	"github.com/iam4kube/iam4kube/internal/logging"
 )
 
 // DebugAddress is where Debug listens: on loopback, for kubectl port-forward.
@@ -61,8 +64,8 @@ func Debug(dumps map[string]func() any) http.Handler {
 }
 
 // Serve answers on the listener until ctx ends.
-func Serve(ctx context.Context, listener net.Listener, handler http.Handler) error {
-	server := &http.Server{Handler: handler, ReadHeaderTimeout: headerTimeout}
+func Serve(ctx context.Context, listener net.Listener, handler http.Handler, log *zap.Logger) error {
+	server := &http.Server{Handler: handler, ReadHeaderTimeout: headerTimeout, ErrorLog: logging.ForHTTP(log)}
 	stopped := context.AfterFunc(ctx, func() { _ = server.Close() })
 	defer stopped()
 	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {

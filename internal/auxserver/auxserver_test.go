@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
 )
 
 func get(handler http.Handler, method, path string) *httptest.ResponseRecorder {
@@ -77,7 +78,7 @@ func TestServeEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() {
-		done <- Serve(ctx, listener, Handler(prometheus.NewRegistry(), func() error { return nil }))
+		done <- Serve(ctx, listener, Handler(prometheus.NewRegistry(), func() error { return nil }), zap.NewNop())
 	}()
 	response, err := http.Get("http://" + listener.Addr().String() + "/healthz")
 	if err != nil {
@@ -103,7 +104,7 @@ func TestServeReturnsTheListenersError(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = listener.Close()
-	if err := Serve(t.Context(), listener, http.NotFoundHandler()); err == nil {
+	if err := Serve(t.Context(), listener, http.NotFoundHandler(), zap.NewNop()); err == nil {
 		t.Error("no error")
 	}
 }

@@ -176,7 +176,7 @@ func (s *server) listen(ctx context.Context) error {
 		*a.listener = listener
 	}
 	s.runs = append(s.runs, func(ctx context.Context) error {
-		return auxserver.Serve(ctx, s.aux, auxserver.Handler(s.registry, s.readiness.Err))
+		return auxserver.Serve(ctx, s.aux, auxserver.Handler(s.registry, s.readiness.Err), s.log)
 	})
 	if s.debug != nil {
 		dumps := map[string]func() any{
@@ -184,7 +184,7 @@ func (s *server) listen(ctx context.Context) error {
 			"roles": func() any { return s.cache.Dump() },
 		}
 		s.runs = append(s.runs, func(ctx context.Context) error {
-			return auxserver.Serve(ctx, s.debug, auxserver.Debug(dumps))
+			return auxserver.Serve(ctx, s.debug, auxserver.Debug(dumps), s.log)
 		})
 	}
 	return nil

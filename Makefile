@@ -34,7 +34,7 @@ test-unit: ## what needs no root and no API server, within a minute
 
 .PHONY: test
 test: test-unit test-tools ## everything, as root on Debian: real API server, real AWS clients in network namespaces
-	cd test && go test -race -timeout 30m $(TESTFLAGS) ./...
+	cd test && go test -race -p 1 -timeout 30m $(TESTFLAGS) ./...
 
 .PHONY: bench
 bench: control-plane ## throughput and latency beside a bare net/http server; wake-up among 10,000 waiting requests

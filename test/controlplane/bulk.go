@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"iter"
+	"maps"
 	"strings"
 	"sync"
 
@@ -77,8 +78,6 @@ func pad(pod *corev1.Pod, size int) {
 		})
 	}
 	annotations := map[string]string{"example.com/padding": strings.Repeat("a", missing/2)}
-	for key, value := range pod.Annotations {
-		annotations[key] = value
-	}
+	maps.Copy(annotations, pod.Annotations)
 	pod.Annotations = annotations
 }

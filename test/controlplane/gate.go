@@ -2,6 +2,7 @@ package controlplane
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"strings"
@@ -217,7 +218,7 @@ func (g *Gate) pump(c *gateConn, to, from net.Conn) {
 				return
 			}
 		}
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			_ = to.(*net.TCPConn).CloseWrite()
 			return
 		}

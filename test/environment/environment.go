@@ -65,7 +65,7 @@ func Start(ctx context.Context) (*Environment, error) {
 	err = errors.Join(
 		setenv(append(e.AWSEnviron(), "AWS_EC2_METADATA_DISABLED=true")),
 		cp.CreateNamespace(ctx, Namespace),
-		cp.ApplyFiles(ctx, filepath.Join(repository(), "manifests/base/server-rbac.yaml")),
+		cp.ApplyFiles(ctx, filepath.Join(repository(), "manifests", "base", "server-rbac.yaml")),
 	)
 	if err != nil {
 		return nil, errors.Join(err, e.Stop())
@@ -171,5 +171,5 @@ func setenv(pairs []string) error {
 // repository is the top of the checkout.
 func repository() string {
 	_, file, _, _ := runtime.Caller(0)
-	return filepath.Join(filepath.Dir(file), "../..")
+	return filepath.Dir(filepath.Dir(filepath.Dir(file)))
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -226,6 +227,7 @@ func (s *Server) Metric(t testing.TB, name string, labels ...string) float64 {
 // Client returns an HTTP client whose requests come from this address, with a connection
 // pool of its own that ends with the test. It follows no redirect and never gives up.
 func (s *Server) Client(t testing.TB, from netip.Addr) *http.Client {
+	t.Helper()
 	transport := &http.Transport{
 		DialContext:         (&net.Dialer{LocalAddr: &net.TCPAddr{IP: from.AsSlice()}}).DialContext,
 		MaxIdleConnsPerHost: 1000,
@@ -249,13 +251,11 @@ func (s *Server) Get(t testing.TB, from netip.Addr, path string) (status int, bo
 
 // Do sends one request and reads the answer whole.
 func (s *Server) Do(ctx context.Context, client *http.Client, method, path string, header http.Header) (*http.Response, string, error) {
-	request, err := http.NewRequestWithContext(ctx, method, "http://"+s.Address+path, nil)
+	request, err := http.NewRequestWithContext(ctx, method, "http://"+s.Address+path, http.NoBody)
 	if err != nil {
 		return nil, "", err
 	}
-	for name, values := range header {
-		request.Header[name] = values
-	}
+	maps.Copy(request.Header, header)
 	response, err := client.Do(request)
 	if err != nil {
 		return nil, "", err

@@ -92,7 +92,7 @@ func prepare() error {
 	if err := Check(); err != nil {
 		return err
 	}
-	if err := command("ip", "link", "set", "lo", "up"); err != nil {
+	if err := ip("link", "set", "lo", "up"); err != nil {
 		return err
 	}
 	for _, setting := range []string{
@@ -177,7 +177,7 @@ func AddLocal(t testing.TB, prefixes ...string) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() {
-			if err := command("ip", "route", "del", "local", prefix, "dev", "lo"); err != nil {
+			if err := ip("route", "del", "local", prefix, "dev", "lo"); err != nil {
 				t.Error(err)
 			}
 		})
@@ -189,14 +189,14 @@ func MakeLocal(prefix string) error {
 	if err := Check(); err != nil {
 		return err
 	}
-	return command("ip", "route", "add", "local", prefix, "dev", "lo")
+	return ip("route", "add", "local", prefix, "dev", "lo")
 }
 
-// command runs a program in the namespace of the calling thread.
-func command(name string, args ...string) error {
-	output, err := exec.Command(name, args...).CombinedOutput()
+// ip runs the command of iproute2 in the namespace of the calling thread.
+func ip(args ...string) error {
+	output, err := exec.Command("ip", args...).CombinedOutput()
 	if err != nil {
-		return fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, strings.TrimSpace(string(output)))
+		return fmt.Errorf("ip %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(string(output)))
 	}
 	return nil
 }

@@ -28,10 +28,10 @@ func serveSource(t *testing.T) {
 	}
 	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		host, _, _ := net.SplitHostPort(r.RemoteAddr)
-		io.WriteString(w, host)
+		_, _ = io.WriteString(w, host)
 	})}
-	go server.Serve(listener)
-	t.Cleanup(func() { server.Close() })
+	go func() { _ = server.Serve(listener) }()
+	t.Cleanup(func() { _ = server.Close() })
 }
 
 func get(t *testing.T, client *http.Client) string {
@@ -87,7 +87,7 @@ func TestPodsReachEachOther(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer listener.Close()
+		t.Cleanup(func() { _ = listener.Close() })
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 		conn, err := one.DialContext(ctx, "tcp", address)
 		cancel()
@@ -127,10 +127,10 @@ func TestCheckRefuses(t *testing.T) {
 		wantRefusal(t, "still in")
 	})
 	t.Run("a foreign interface", func(t *testing.T) {
-		if err := command("ip", "link", "add", "eth7", "type", "veth", "peer", "name", "pod-peer"); err != nil {
+		if err := ip("link", "add", "eth7", "type", "veth", "peer", "name", "pod-peer"); err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { _ = command("ip", "link", "del", "eth7") })
+		t.Cleanup(func() { _ = ip("link", "del", "eth7") })
 		wantRefusal(t, "eth7")
 	})
 	if err := Check(); err != nil {

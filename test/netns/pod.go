@@ -50,7 +50,7 @@ func AddPod(t testing.TB, addresses ...string) *Pod {
 	}
 	t.Cleanup(func() {
 		// The namespace goes some time after its last user; its link shall go now.
-		if err := command("ip", "link", "del", pod.Device); err != nil {
+		if err := ip("link", "del", pod.Device); err != nil {
 			t.Error(err)
 		}
 		pod.ns.Close()

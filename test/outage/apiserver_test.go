@@ -244,7 +244,7 @@ func TestServerStartsDuringAnOutage(t *testing.T) {
 					t.Fatalf("/readyz: %d %s", status, body)
 				}
 				start := time.Now()
-				response, body, err := s.Do(t.Context(), client, http.MethodPut, "/latest/api/token", http.Header{"X-Aws-Ec2-Metadata-Token-Ttl-Seconds": {"60"}}) //nolint:bodyclose // Do has read and closed it
+				response, body, err := s.Do(t.Context(), client, http.MethodPut, "/latest/api/token", http.Header{"X-Aws-Ec2-Metadata-Token-Ttl-Seconds": {"60"}})
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -40,7 +40,7 @@ func startLoad(t *testing.T, s *environment.Server, seen func(time.Time, *http.R
 	l := &load{cancel: cancel, seen: seen}
 	for _, w := range workloads {
 		keeping, renewing := s.Client(t, w.from), s.Client(t, w.from)
-		renewing.Transport.(*http.Transport).DisableKeepAlives = true //nolint:errcheck // Client made it
+		renewing.Transport.(*http.Transport).DisableKeepAlives = true
 		l.clients.Go(func() { l.run(ctx, func() error { return l.v2(ctx, s, keeping, w) }) })
 		l.clients.Go(func() { l.run(ctx, func() error { return l.v1(ctx, s, renewing, w, nil) }) })
 	}
@@ -94,7 +94,7 @@ func (l *load) run(ctx context.Context, request func() error) {
 }
 
 func (l *load) v1(ctx context.Context, s *environment.Server, client *http.Client, w workload, header http.Header) error {
-	response, body, err := s.Do(ctx, client, http.MethodGet, w.path(), header) //nolint:bodyclose // Do has read and closed it
+	response, body, err := s.Do(ctx, client, http.MethodGet, w.path(), header)
 	if err != nil {
 		return err
 	}
@@ -105,7 +105,7 @@ func (l *load) v1(ctx context.Context, s *environment.Server, client *http.Clien
 }
 
 func (l *load) v2(ctx context.Context, s *environment.Server, client *http.Client, w workload) error {
-	response, token, err := s.Do(ctx, client, http.MethodPut, "/latest/api/token", http.Header{"X-Aws-Ec2-Metadata-Token-Ttl-Seconds": {"60"}}) //nolint:bodyclose // Do has read and closed it
+	response, token, err := s.Do(ctx, client, http.MethodPut, "/latest/api/token", http.Header{"X-Aws-Ec2-Metadata-Token-Ttl-Seconds": {"60"}})
 	if err != nil {
 		return err
 	}

@@ -153,7 +153,7 @@ func (w workload) check(status int, body string) error {
 
 // get asks for the workload's credentials once.
 func (w workload) get(ctx context.Context, s *environment.Server, client *http.Client) error {
-	response, body, err := s.Do(ctx, client, http.MethodGet, w.path(), nil) //nolint:bodyclose // Do has read and closed it
+	response, body, err := s.Do(ctx, client, http.MethodGet, w.path(), nil)
 	if err != nil {
 		return err
 	}

@@ -138,7 +138,7 @@ func TestSecondSignalEndsAtOnce(t *testing.T) {
 	})
 	err := s.Wait()
 	var exit *exec.ExitError
-	if !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGTERM { //nolint:errcheck // so it is on Linux
+	if !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGTERM {
 		t.Fatalf("ended with %v, want SIGTERM", err)
 	}
 }

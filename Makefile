@@ -34,6 +34,7 @@ test-unit: ## what needs no root and no API server, within a minute
 
 .PHONY: test
 test: test-unit test-tools ## everything, as root on Debian: real API server, real AWS clients in network namespaces
+	# One package after the other: several measure milliseconds.
 	cd test && go test -race -p 1 -timeout 30m $(TESTFLAGS) ./...
 
 .PHONY: bench

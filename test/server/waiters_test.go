@@ -80,6 +80,7 @@ func TestWaitersOfOnePodAreLimited(t *testing.T) {
 
 	for range flood {
 		connection := waitOn(t, s, hostile, rolesPath)
+		_ = connection.SetReadDeadline(time.Now().Add(patience)) // if it fails, so does the read
 		response, err := http.ReadResponse(bufio.NewReader(connection), nil)
 		if err != nil {
 			t.Fatal(err)

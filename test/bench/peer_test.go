@@ -1,0 +1,122 @@
+package bench
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/iam4kube/iam4kube/test/environment"
+)
+
+// startBare starts the bare server. It answers everybody with what the first pod gets;
+// the answers of the others have the same length.
+func startBare(b *testing.B, ours *peer) *peer {
+	b.Helper()
+	program, err := environment.Build("test/bench/bare", "-trimpath")
+	if err != nil {
+		b.Fatal(err)
+	}
+	body := filepath.Join(b.TempDir(), "body")
+	if err := os.WriteFile(body, ours.pods[0].want, 0o600); err != nil {
+		b.Fatal(err)
+	}
+	command := exec.CommandContext(b.Context(), program, "--body", body)
+	command.Stderr = os.Stderr
+	command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	output, err := command.StdoutPipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := command.Start(); err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		_ = command.Process.Kill()
+		_ = command.Wait() // killed
+	})
+	address, err := bufio.NewReader(output).ReadString('\n')
+	if err != nil {
+		b.Fatal("the bare server has no address: ", err)
+	}
+	p := &peer{address: strings.TrimSpace(address), pid: command.Process.Pid, bare: true}
+	same := func(pods []*pod) (copies []*pod) {
+		for _, client := range pods {
+			copies = append(copies, &pod{from: client.from, request: client.request, want: ours.pods[0].want})
+		}
+		return copies
+	}
+	p.pods, p.tokenPods = same(ours.pods), same(ours.tokenPods)
+	checkSameHead(b, ours, p)
+	return p
+}
+
+// checkSameHead checks that both servers send the same header fields, but for the date.
+func checkSameHead(b *testing.B, ours, bare *peer) {
+	b.Helper()
+	head := func(p *peer) []string {
+		client := p.pods[0]
+		if err := client.dial(b.Context(), p.address); err != nil {
+			b.Fatal(err)
+		}
+		defer client.close()
+		if err := client.do(); err != nil {
+			b.Fatal(err)
+		}
+		p.answered++
+		lines := slices.DeleteFunc(strings.Split(string(client.head), "\r\n"), func(line string) bool {
+			return strings.HasPrefix(line, "Date: ")
+		})
+		slices.Sort(lines)
+		return lines
+	}
+	if a, b2 := head(ours), head(bare); !slices.Equal(a, b2) {
+		b.Fatalf("the servers answer with different headers: %q and %q", a, b2)
+	}
+}
+
+// newToken returns an IMDSv2 token for the address.
+func newToken(b *testing.B, server *environment.Server, from netip.Addr) string {
+	b.Helper()
+	header := http.Header{"X-Aws-Ec2-Metadata-Token-Ttl-Seconds": {"21600"}}
+	response, token, err := server.Do(b.Context(), server.Client(b, from), http.MethodPut, "/latest/api/token", header)
+	if err != nil {
+		b.Fatal(err)
+	}
+	if response.StatusCode != http.StatusOK {
+		b.Fatalf("token: %s %s", response.Status, token)
+	}
+	return token
+}
+
+// processorTime is what the process has used so far, of which the kernel keeps account in
+// hundredths of a second.
+func processorTime(b *testing.B, pid int) time.Duration {
+	b.Helper()
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		b.Fatal(err)
+	}
+	// The name of the program, in parentheses, may hold anything; user and system time
+	// are fields 14 and 15 of proc_pid_stat(5).
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	var ticks int
+	for _, field := range fields[11:13] {
+		n, err := strconv.Atoi(field)
+		if err != nil {
+			b.Fatal(err)
+		}
+		ticks += n
+	}
+	return time.Duration(ticks) * 10 * time.Millisecond
+}

@@ -32,9 +32,9 @@ test-unit: ## what needs no root and no API server, within a minute
 	go test -race $(TESTFLAGS) ./...
 	cd test && go test -race $(TESTFLAGS) $(TEST_UNIT_PACKAGES)
 
+# -p 1: one package of test/ after the other, because several measure milliseconds.
 .PHONY: test
 test: test-unit test-tools ## everything, as root on Debian: real API server, real AWS clients in network namespaces
-	# One package after the other: several measure milliseconds.
 	cd test && go test -race -p 1 -timeout 30m $(TESTFLAGS) ./...
 
 .PHONY: bench

@@ -66,7 +66,9 @@ func Follow[O runtime.Object, T any](w *Watches, r Resource[O, T]) func(context.
 		},
 		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
 			r.Selector(&options)
-			return r.Watch(ctx, options)
+			w, err := r.Watch(ctx, options)
+			s.activity.open.Store(err == nil)
+			return w, err
 		},
 	}
 	var object O

@@ -13,16 +13,18 @@ import (
 )
 
 const (
-	// silentAfter is when a watch without an event counts as broken. The API server
-	// sends a bookmark about every minute.
+	// silentAfter is when a watch of which nothing was heard counts as broken.
 	//
 	// It is also how long the API server must have answered without a failure before
 	// that is held against this program: after an outage, a watch that was resumed
 	// where it broke off is silent until the next bookmark.
 	silentAfter = 2 * time.Minute
-	// probeAfter is when a silent watch makes Run ask whether the API server answers.
-	// It is longer than the time between two bookmarks, so that nothing is asked
-	// while all is well.
+	// openExtra is added for a watch that could be opened. The API server sends it a
+	// bookmark about every minute, but after its own restart the first one may come
+	// only after two, when etcd has told it that nothing has changed.
+	openExtra = time.Minute
+	// probeAfter is when a silent watch makes Run ask whether the API server answers,
+	// openExtra added. So nothing is asked while all is well.
 	probeAfter   = 90 * time.Second
 	probeEvery   = 10 * time.Second
 	probeTimeout = 5 * time.Second
@@ -42,8 +44,10 @@ type Watches struct {
 type activity struct {
 	resource string
 	last     atomic.Pointer[time.Time] // nil before the first sync
-	synced   chan struct{}
-	once     sync.Once
+	// open says that the last attempt to watch succeeded.
+	open   atomic.Bool
+	synced chan struct{}
+	once   sync.Once
 }
 
 func (a *activity) heard(sync bool) {
@@ -103,7 +107,8 @@ func (w *Watches) Run(ctx context.Context) error {
 	}
 }
 
-// silent lists the resources of which nothing was heard for so long.
+// silent lists the resources of which nothing was heard for so long, and openExtra if
+// their watch is open.
 func (w *Watches) silent(now time.Time, long time.Duration) []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -113,15 +118,19 @@ func (w *Watches) silent(now time.Time, long time.Duration) []string {
 func (w *Watches) silentLocked(now time.Time, long time.Duration) []string {
 	var silent []string
 	for _, a := range w.all {
-		if last := a.last.Load(); last != nil && now.Sub(*last) > long {
+		most := long
+		if a.open.Load() {
+			most += openExtra
+		}
+		if last := a.last.Load(); last != nil && now.Sub(*last) > most {
 			silent = append(silent, a.resource)
 		}
 	}
 	return silent
 }
 
-// Broken says which watches have been silent for two minutes although the API
-// server answers, nil if none. While it does not answer, the judgement stays what
+// Broken says which watches have been broken for two minutes, or open and silent for
+// three, although the API server answers; nil if none. While it does not answer, the judgement stays what
 // it was: in a total outage nobody is served better by taking replicas away.
 func (w *Watches) Broken() error {
 	now := time.Now()

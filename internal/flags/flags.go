@@ -10,6 +10,7 @@ import (
 	"io"
 	"math"
 	"net"
+	"net/netip"
 	"os"
 	"slices"
 	"strconv"
@@ -45,6 +46,13 @@ func (s *Set) Parse(arguments []string, help io.Writer) error {
 		return fmt.Errorf("unexpected argument %q, only flags are accepted (a switch is set as in --name=false)", s.flags.Arg(0))
 	}
 	return nil
+}
+
+// Given says whether the command line had the flag.
+func (s *Set) Given(name string) bool {
+	given := false
+	s.flags.Visit(func(f *flag.Flag) { given = given || f.Name == name })
+	return given
 }
 
 // explain adds what is accepted to the errors of package flag that do not come from
@@ -105,6 +113,70 @@ func add[T any](s *Set, v *value[T], name, initial, usage string) {
 		panic(fmt.Sprintf("default of --%s: %v", name, err))
 	}
 	s.flags.Var(v, name, usage)
+}
+
+// list is a flag that may be repeated, and whose value may be several, separated by
+// commas. The first one takes the place of the default.
+type list[T any] struct {
+	value[[]T]
+	given bool
+}
+
+// Set implements flag.Value.
+func (l *list[T]) Set(text string) error {
+	parsed, err := l.parse(text)
+	if err != nil {
+		return err
+	}
+	if l.given {
+		parsed, text = append(*l.target, parsed...), l.text+","+text
+	}
+	*l.target, l.text, l.given = parsed, text, true
+	return nil
+}
+
+func addList[T any](s *Set, target *[]T, name, initial, want string, parse func(string) (T, error), usage string) {
+	l := &list[T]{value: value[[]T]{target: target, parse: func(text string) ([]T, error) {
+		var all []T
+		for word := range strings.SplitSeq(text, ",") {
+			if word == "" {
+				continue
+			}
+			one, err := parse(word)
+			if err != nil {
+				return nil, errors.New(want)
+			}
+			all = append(all, one)
+		}
+		return all, nil
+	}}}
+	if err := l.Set(initial); err != nil {
+		panic(fmt.Sprintf("default of --%s: %v", name, err))
+	}
+	l.given = false
+	s.flags.Var(l, name, usage)
+}
+
+// IPs adds a flag that accepts IP addresses, and may be repeated.
+func (s *Set) IPs(target *[]netip.Addr, name, initial, usage string) {
+	addList(s, target, name, initial, "want an IP address, such as 169.254.169.254 or fd00:ec2::254", func(text string) (netip.Addr, error) {
+		ip, err := netip.ParseAddr(text)
+		if err == nil && (ip.Zone() != "" || ip.Is4In6() || ip.IsUnspecified()) {
+			err = errors.ErrUnsupported
+		}
+		return ip, err
+	}, usage)
+}
+
+// AddrPorts adds a flag that accepts IP addresses with a port, and may be repeated.
+func (s *Set) AddrPorts(target *[]netip.AddrPort, name, initial, usage string) {
+	addList(s, target, name, initial, "want IP:PORT, such as 10.96.0.7:80 or [fd00::7]:80", func(text string) (netip.AddrPort, error) {
+		to, err := netip.ParseAddrPort(text)
+		if err == nil && (to.Port() == 0 || to.Addr().Zone() != "" || to.Addr().Is4In6() || to.Addr().IsUnspecified()) {
+			err = errors.ErrUnsupported
+		}
+		return to, err
+	}, usage)
 }
 
 // String adds a flag that accepts any text.

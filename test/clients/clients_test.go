@@ -21,7 +21,7 @@ import (
 func TestEveryClientGetsItsOwnPodsRoleAndRegion(t *testing.T) {
 	for _, imdsv1 := range []bool{true, false} {
 		t.Run(fmt.Sprintf("imdsv1=%t", imdsv1), func(t *testing.T) {
-			newFarSide(t)
+			netns.NewFarSide(t)
 			catchMetadata(t)
 			two := twoPods(t, fmt.Sprintf("every-client-%t", imdsv1))
 			serve(t, fmt.Sprintf("--imdsv1=%t", imdsv1))
@@ -93,7 +93,7 @@ func get(t *testing.T, p pod, url string) (status int, body string) {
 
 // The pod's other address leads to the same role.
 func TestClientsOfDualStackPodByIPv6(t *testing.T) {
-	newFarSide(t)
+	netns.NewFarSide(t)
 	catchMetadata(t)
 	two := twoPods(t, "ipv6")
 	serve(t)
@@ -106,7 +106,7 @@ func TestClientsOfDualStackPodByIPv6(t *testing.T) {
 // one of them is granted, or logs, is the same for all.
 func TestPodsOfAServiceAccountGetTheSameAccessKeyID(t *testing.T) {
 	const namespace, account = "same-key", "workers"
-	newFarSide(t)
+	netns.NewFarSide(t)
 	catchMetadata(t)
 	arn := addAccount(t, namespace, account)
 	keys := map[string]bool{}
@@ -128,7 +128,7 @@ func TestPodsOfAServiceAccountGetTheSameAccessKeyID(t *testing.T) {
 // From nothing to credentials in hand takes an SDK three requests: token, role name,
 // credentials.
 func TestWarmAnswerThroughSDKTakesUnder10ms(t *testing.T) {
-	newFarSide(t)
+	netns.NewFarSide(t)
 	catchMetadata(t)
 	p := twoPods(t, "warm")[0]
 	serve(t)
@@ -147,13 +147,13 @@ func TestWarmAnswerThroughSDKTakesUnder10ms(t *testing.T) {
 // Where 169.254.169.254 is caught, it stays so without a server: clients are refused, and
 // nothing gets to the metadata service of the machine, which would give away its role.
 func TestNothingLeaksWhileTheServerIsStopped(t *testing.T) {
-	far := newFarSide(t)
+	far := netns.NewFarSide(t)
 	p := twoPods(t, "leak")[0]
-	for _, address := range metadataAddresses {
+	for _, address := range netns.MetadataAddresses {
 		// The far side does count what nothing catches.
 		_, body := get(t, p, "http://"+net.JoinHostPort(address, "80"))
-		if leaks := far.leaks.Swap(0); body != nodeRole || leaks != 1 {
-			t.Fatalf("%s answered %q, %d leaks, want the far side's answer and one leak", address, body, leaks)
+		if leaks := far.TakeLeaks(t); body != netns.NodeRole || leaks == 0 {
+			t.Fatalf("%s answered %q, %d leaks, want the far side's answer and leaks", address, body, leaks)
 		}
 	}
 	catchMetadata(t)
@@ -162,7 +162,7 @@ func TestNothingLeaksWhileTheServerIsStopped(t *testing.T) {
 	if err := s.Stop(); err != nil {
 		t.Fatal(err)
 	}
-	for _, address := range metadataAddresses {
+	for _, address := range netns.MetadataAddresses {
 		conn, err := p.DialContext(t.Context(), "tcp", net.JoinHostPort(address, "80"))
 		if !errors.Is(err, syscall.ECONNREFUSED) {
 			t.Errorf("connecting to %s: %v, want to be refused", address, err)

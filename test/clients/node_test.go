@@ -2,10 +2,6 @@ package clients
 
 import (
 	"fmt"
-	"io"
-	"net"
-	"net/http"
-	"os/exec"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -16,14 +12,11 @@ import (
 	"github.com/iam4kube/iam4kube/test/netns"
 )
 
-// metadataAddresses are those of EC2's instance metadata service.
-var metadataAddresses = []string{"169.254.169.254", "fd00:ec2::254"}
-
 // catchMetadata makes the metadata addresses those of the namespace that stands for the
 // nodes, until the test ends.
 func catchMetadata(t *testing.T) {
 	t.Helper()
-	for _, address := range metadataAddresses {
+	for _, address := range netns.MetadataAddresses {
 		netns.AddLocal(t, address+hostBits(address))
 	}
 }
@@ -41,61 +34,6 @@ func serve(t *testing.T, flags ...string) *environment.Server {
 	s, _ := env.StartProcess(t, append([]string{"--listen-on", ":80", "--drain", "0s"}, flags...)...)
 	s.WaitReady(t)
 	return s
-}
-
-// farSide is the metadata service of the cloud's machine that the nodes run on. A packet
-// for the metadata addresses that nothing catches ends there.
-type farSide struct {
-	// leaks counts the connections.
-	leaks atomic.Int64
-}
-
-// nodeRole is the far side's one answer.
-const nodeRole = "role-of-the-machine"
-
-// newFarSide puts the far side behind the default route. The test fails if there are
-// leaks at its end.
-func newFarSide(t *testing.T) *farSide {
-	t.Helper()
-	far, routers := &farSide{}, []string{"198.51.100.1", "2001:db8::1"}
-	namespace := netns.AddPod(t, routers...)
-	for i, address := range metadataAddresses {
-		ip(t, "route", "add", "default", "via", routers[i], "dev", namespace.Device)
-		err := namespace.Do(func() error {
-			// Without nodad an IPv6 address cannot be used yet.
-			return exec.Command("ip", "address", "add", address+hostBits(address), "dev", "lo", "nodad").Run()
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		listener, err := namespace.Listen("tcp", net.JoinHostPort(address, "80"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		server := &http.Server{
-			Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, nodeRole) }),
-			ConnState: func(_ net.Conn, state http.ConnState) {
-				if state == http.StateNew {
-					far.leaks.Add(1)
-				}
-			},
-		}
-		go func() { _ = server.Serve(listener) }() // until Close
-		t.Cleanup(func() { server.Close() })
-	}
-	t.Cleanup(func() {
-		if leaks := far.leaks.Load(); leaks != 0 {
-			t.Errorf("%d connections reached the metadata service of the machine, want none", leaks)
-		}
-	})
-	return far
-}
-
-func ip(t *testing.T, args ...string) {
-	t.Helper()
-	if output, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
-		t.Fatalf("ip %v: %v: %s", args, err, output)
-	}
 }
 
 // pod is a pod of the API with its network namespace.

@@ -1,0 +1,76 @@
+// Package ip2service does for any IP address what a Service does for its own: it puts
+// the parts together and runs them, on a node for as long as it lives, or once in the
+// network namespace of a pod. It owns the loop that keeps the kernel's rules what they
+// should be. What an endpoint is worth, what the rules are and how they get into the
+// kernel is in the packages below: backends, ruleset, nftables; host looks at the
+// machine, and probe asks a server whether the way is open.
+package ip2service
+
+import (
+	"context"
+	"net/netip"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/iam4kube/iam4kube/internal/ip2service/backends"
+	"github.com/iam4kube/iam4kube/internal/ip2service/nftables"
+	"github.com/iam4kube/iam4kube/internal/ip2service/ruleset"
+	"github.com/iam4kube/iam4kube/internal/logging"
+)
+
+// Modes of --mode.
+const (
+	ModeNode = "node"
+	ModePod  = "pod"
+)
+
+// Config is ip2service's flags; docs/routing.md describes them.
+type Config struct {
+	Mode          string
+	Cleanup       bool
+	InterceptIPs  []netip.Addr // empty: EC2's of the families that there are endpoints for
+	InterceptPort uint16
+
+	// On a node.
+	AuxListenOn                   string
+	Debug                         bool
+	Kubeconfig                    string
+	ServiceNamespace, ServiceName string
+	ServiceTargetPort             backends.Port
+	StartupTaint, NodeName        string
+
+	// In a pod.
+	To           []netip.AddrPort
+	ProbeTimeout time.Duration
+	Wait         time.Duration
+	PodIPs       []netip.Addr
+}
+
+// Run does what the configuration says. On a node it ends with ctx, and the rules stay.
+func Run(ctx context.Context, cfg Config, log *zap.Logger) error {
+	switch {
+	case cfg.Cleanup:
+		return cleanup(log)
+	case cfg.Mode == ModePod:
+		return runPod(ctx, cfg, log)
+	}
+	return runNode(ctx, cfg, log)
+}
+
+func cleanup(log *zap.Logger) error {
+	removed, err := nftables.Kernel{}.Remove()
+	if err != nil {
+		return err
+	}
+	log.Info("removed the rules", zap.Bool(logging.Removed, removed))
+	return nil
+}
+
+// intercepted are the addresses that are led to endpoints.
+func (c Config) intercepted() []netip.Addr {
+	if len(c.InterceptIPs) > 0 {
+		return c.InterceptIPs
+	}
+	return []netip.Addr{ruleset.MetadataIPv4, ruleset.MetadataIPv6}
+}

@@ -1,0 +1,123 @@
+package ip2service
+
+import (
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/iam4kube/iam4kube/internal/ip2service/backends"
+	"github.com/iam4kube/iam4kube/internal/ip2service/ruleset"
+)
+
+// metrics are what ip2service counts; docs/observability.md describes them.
+type metrics struct {
+	endpoints *prometheus.GaugeVec
+	applies   *prometheus.CounterVec
+	duration  prometheus.Histogram
+	repairs   prometheus.Counter
+	lastSync  prometheus.Gauge
+	bpf       prometheus.Gauge
+}
+
+func newMetrics(registry prometheus.Registerer) *metrics {
+	m := &metrics{
+		endpoints: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "iam4kube_endpoints", Help: "Endpoints of the Service by state.",
+		}, []string{"state"}),
+		applies: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "iam4kube_ruleset_applies_total", Help: "Transactions that changed the kernel's rules, by outcome.",
+		}, []string{"outcome"}),
+		duration: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "iam4kube_ruleset_apply_duration_seconds", Help: "Time that reading and changing the kernel's rules took.",
+			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 5},
+		}),
+		repairs: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "iam4kube_ruleset_repairs_total", Help: "Changes to the rules by others that were changed back.",
+		}),
+		lastSync: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "iam4kube_ruleset_last_sync_timestamp_seconds", Help: "When the kernel's rules were last seen or made as they should be.",
+		}),
+		bpf: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "iam4kube_bpf_host_routing_suspected", Help: "1 if packets of pods may pass netfilter by.",
+		}),
+	}
+	registry.MustRegister(m.endpoints, m.applies, m.duration, m.repairs, m.lastSync, m.bpf)
+	for _, s := range backends.States {
+		m.endpoints.WithLabelValues(string(s))
+	}
+	for _, outcome := range []string{"success", "failure"} {
+		m.applies.WithLabelValues(outcome)
+	}
+	return m
+}
+
+func (m *metrics) observe(endpoints []backends.Endpoint, bpf []string) {
+	count := map[backends.State]float64{}
+	for _, e := range endpoints {
+		count[e.State]++
+	}
+	for _, s := range backends.States {
+		m.endpoints.WithLabelValues(string(s)).Set(count[s])
+	}
+	m.bpf.Set(min(1, float64(len(bpf))))
+}
+
+func (m *metrics) applied(err error, took time.Duration) {
+	outcome := "success"
+	if err != nil {
+		outcome = "failure"
+	}
+	m.applies.WithLabelValues(outcome).Inc()
+	m.duration.Observe(took.Seconds())
+}
+
+func (m *metrics) synced(at time.Time) { m.lastSync.Set(float64(at.UnixNano()) / 1e9) }
+
+var (
+	translatedDesc = prometheus.NewDesc("iam4kube_translated_connections_total",
+		"Connections of pods that were led to an endpoint.", []string{"family"}, nil)
+	rejectedDesc = prometheus.NewDesc("iam4kube_guard_rejected_packets_total",
+		"Packets of pods that the guard rejected.", []string{"family"}, nil)
+)
+
+// packets exports the counters of the kernel's rules. They begin anew when somebody
+// deletes the tables; what was counted before is kept here.
+type packets struct {
+	read func() (map[ruleset.Family]map[string]uint64, error)
+
+	mu         sync.Mutex
+	last, base map[series]uint64
+}
+
+type series struct {
+	family ruleset.Family
+	name   string
+}
+
+// Describe implements prometheus.Collector.
+func (p *packets) Describe(ch chan<- *prometheus.Desc) {
+	ch <- translatedDesc
+	ch <- rejectedDesc
+}
+
+// Collect implements prometheus.Collector.
+func (p *packets) Collect(ch chan<- prometheus.Metric) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now, err := p.read()
+	if err != nil {
+		ch <- prometheus.NewInvalidMetric(translatedDesc, err)
+		return
+	}
+	for _, family := range ruleset.Families {
+		for name, desc := range map[string]*prometheus.Desc{ruleset.Translated: translatedDesc, ruleset.Rejected: rejectedDesc} {
+			s, value := series{family, name}, now[family][name]
+			if value < p.last[s] {
+				p.base[s] += p.last[s]
+			}
+			p.last[s] = value
+			ch <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(p.base[s]+value), string(family))
+		}
+	}
+}

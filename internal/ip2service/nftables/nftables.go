@@ -1,0 +1,235 @@
+// Package nftables brings a ruleset into the kernel by netlink and tells when somebody
+// else changed it. It owns the transaction: what is there is read, and if it is not what
+// is wanted, one batch makes it so. What the rules mean is in package ruleset.
+//
+// Our tables have no owner flag, which would keep other processes from changing them: a
+// table that an owner left behind is listed by nft before 1.1 in a form that it cannot
+// read, and then `nft list ruleset > file` breaks that file. They are watched instead.
+package nftables
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+
+	nft "github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+
+	"github.com/iam4kube/iam4kube/internal/ip2service/ruleset"
+)
+
+// Kernel is the nftables of the network namespace that it is used in. It must not be
+// used by two goroutines at once.
+type Kernel struct{}
+
+var families = map[ruleset.Family]nft.TableFamily{
+	ruleset.IPv4: nft.TableFamilyIPv4,
+	ruleset.IPv6: nft.TableFamilyIPv6,
+}
+
+// Sync makes the kernel's tables those of the ruleset, in one transaction: at every
+// moment a packet meets either all old or all new rules. It says whether anything had
+// to be changed. On an error nothing was.
+func (Kernel) Sync(want ruleset.Ruleset) (changed bool, err error) {
+	conn, err := nft.New(nft.AsLasting())
+	if err != nil {
+		return false, explain("open", err)
+	}
+	defer func() { _ = conn.CloseLasting() }()
+	var owner uint32
+	for _, table := range want {
+		if table.Family == ruleset.IPv6 && !ipv6() {
+			continue
+		}
+		have, err := read(conn, table)
+		if err != nil {
+			return false, explain("read", err)
+		}
+		owner = max(owner, have.owner)
+		changed = plan(conn, table, have) || changed
+	}
+	if !changed {
+		return false, nil
+	}
+	err = conn.Flush()
+	if owner != 0 && errors.Is(err, unix.EPERM) {
+		return false, fmt.Errorf("%w: the table %s is owned by another process, netlink port %d (nft list tables); it is taken over when that process ends: %w",
+			ErrOwned, ruleset.TableName, owner, err)
+	}
+	return err == nil, explain("change", err)
+}
+
+// ipv6 says whether the kernel has IPv6. Without it there is no table in its family, and
+// nothing to guard.
+func ipv6() bool {
+	_, err := os.Stat("/proc/net/if_inet6")
+	return err == nil
+}
+
+// state is what the kernel has of one table.
+type state struct {
+	exists bool
+	owner  uint32
+	// fits says that table, chains and counters are as wanted, so that at most rules
+	// differ.
+	fits  bool
+	rules map[string][]*nft.Rule // by chain
+}
+
+func read(conn *nft.Conn, want ruleset.Table) (s state, err error) {
+	table := tableOf(want.Family)
+	found, err := conn.ListTableOfFamily(table.Name, table.Family)
+	if errors.Is(err, unix.ENOENT) {
+		return s, nil
+	} else if err != nil {
+		return s, fmt.Errorf("table: %w", err)
+	}
+	s.exists, s.owner = true, found.Owner
+	s.rules = map[string][]*nft.Rule{}
+	// Whatever else is in the table, chains, sets or objects, is in its count.
+	s.fits = found.Flags == 0 && found.Use == uint32(len(want.Chains)+len(ruleset.Counters))
+	for _, c := range want.Chains {
+		chain, err := conn.ListChain(table, c.Name)
+		if errors.Is(err, unix.ENOENT) {
+			s.fits = false
+			continue
+		} else if err != nil {
+			return s, fmt.Errorf("chain %s: %w", c.Name, err)
+		}
+		s.fits = s.fits && sameChain(chain, chainOf(table, c))
+		if s.rules[c.Name], err = conn.GetRules(table, chain); err != nil {
+			return s, fmt.Errorf("rules of chain %s: %w", c.Name, err)
+		}
+	}
+	for _, name := range ruleset.Counters {
+		_, err := conn.GetObject(&nft.CounterObj{Table: table, Name: name})
+		if errors.Is(err, unix.ENOENT) {
+			s.fits = false
+		} else if err != nil {
+			return s, fmt.Errorf("counter %s: %w", name, err)
+		}
+	}
+	return s, nil
+}
+
+func sameChain(have, want *nft.Chain) bool {
+	if (have.Hooknum == nil) != (want.Hooknum == nil) {
+		return false
+	}
+	return want.Hooknum == nil || have.Type == want.Type && *have.Hooknum == *want.Hooknum &&
+		*have.Priority == *want.Priority && have.Policy != nil && *have.Policy == *want.Policy
+}
+
+// plan adds to the transaction what makes the table as wanted.
+func plan(conn *nft.Conn, want ruleset.Table, have state) (changes bool) {
+	table := tableOf(want.Family)
+	if !have.fits {
+		// A chain's hook and priority cannot be changed in place. Add and delete again is
+		// delete if it exists.
+		conn.AddTable(table)
+		if have.exists {
+			conn.DelTable(table)
+			conn.AddTable(table)
+		}
+		for _, name := range ruleset.Counters {
+			conn.AddObj(&nft.CounterObj{Table: table, Name: name})
+		}
+		for _, c := range want.Chains {
+			conn.AddChain(chainOf(table, c))
+		}
+	}
+	for _, c := range want.Chains {
+		rules := make([][]expr.Any, 0, len(c.Rules))
+		for _, r := range c.Rules {
+			rules = append(rules, expressions(want.Family, r))
+		}
+		kept, there := have.rules[c.Name]
+		if c.Keep && there {
+			rules = rules[:0]
+			for _, r := range kept {
+				rules = append(rules, r.Exprs)
+			}
+		}
+		if have.fits && same(want.Family, kept, rules) {
+			continue
+		}
+		changes = true
+		chain := chainOf(table, c)
+		conn.FlushChain(chain)
+		for _, e := range rules {
+			conn.AddRule(&nft.Rule{Table: table, Chain: chain, Exprs: e})
+		}
+	}
+	return changes || !have.fits
+}
+
+func tableOf(family ruleset.Family) *nft.Table {
+	return &nft.Table{Family: families[family], Name: ruleset.TableName}
+}
+
+var hooks = map[ruleset.Hook]*nft.ChainHook{
+	ruleset.Prerouting: nft.ChainHookPrerouting,
+	ruleset.Input:      nft.ChainHookInput,
+	ruleset.Forward:    nft.ChainHookForward,
+	ruleset.Output:     nft.ChainHookOutput,
+}
+
+func chainOf(table *nft.Table, c ruleset.Chain) *nft.Chain {
+	chain := &nft.Chain{Table: table, Name: c.Name}
+	if c.Hook != "" {
+		accept := nft.ChainPolicyAccept
+		chain.Type, chain.Hooknum, chain.Policy = nft.ChainType(c.Type), hooks[c.Hook], &accept
+		chain.Priority = nft.ChainPriorityRef(nft.ChainPriority(c.Priority))
+	}
+	return chain
+}
+
+// Remove deletes our tables, and says whether there were any.
+func (Kernel) Remove() (removed bool, err error) {
+	conn, err := nft.New(nft.AsLasting())
+	if err != nil {
+		return false, explain("open", err)
+	}
+	defer func() { _ = conn.CloseLasting() }()
+	tables, err := conn.ListTables()
+	if err != nil {
+		return false, explain("read", err)
+	}
+	for _, t := range tables {
+		if t.Name == ruleset.TableName && slices.Contains([]nft.TableFamily{nft.TableFamilyIPv4, nft.TableFamilyIPv6}, t.Family) {
+			conn.DelTable(t)
+			removed = true
+		}
+	}
+	if err := conn.Flush(); err != nil {
+		return false, explain("remove", err)
+	}
+	return removed, nil
+}
+
+// Packets are the values of a family's counters by name. They begin anew with the table.
+func (Kernel) Packets() (map[ruleset.Family]map[string]uint64, error) {
+	conn, err := nft.New(nft.AsLasting())
+	if err != nil {
+		return nil, explain("open", err)
+	}
+	defer func() { _ = conn.CloseLasting() }()
+	packets := map[ruleset.Family]map[string]uint64{}
+	for _, family := range ruleset.Families {
+		objects, err := conn.GetObjects(tableOf(family))
+		if errors.Is(err, unix.ENOENT) || len(objects) == 0 {
+			continue
+		} else if err != nil {
+			return nil, explain("read", err)
+		}
+		packets[family] = map[string]uint64{}
+		for _, o := range objects {
+			if c, ok := o.(*nft.CounterObj); ok {
+				packets[family][c.Name] = c.Packets
+			}
+		}
+	}
+	return packets, nil
+}

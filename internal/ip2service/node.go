@@ -1,0 +1,187 @@
+package ip2service
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/rest"
+
+	"github.com/iam4kube/iam4kube/internal/auxserver"
+	"github.com/iam4kube/iam4kube/internal/ip2service/backends"
+	"github.com/iam4kube/iam4kube/internal/ip2service/nftables"
+	"github.com/iam4kube/iam4kube/internal/kube"
+	"github.com/iam4kube/iam4kube/internal/logging"
+)
+
+// watchRetry is the pause before the kernel's notifications are asked for again.
+const watchRetry = time.Second
+
+// node is the parts that run.
+type node struct {
+	cfg        Config
+	log        *zap.Logger
+	registry   *prometheus.Registry
+	reconciler *reconciler
+	watches    *kube.Watches
+	runs       []func(context.Context) error
+	// hangUp closes the connections to the API server, after the parts have ended.
+	hangUp func()
+}
+
+// runNode keeps the node's rules until ctx ends. The guard is in before the API server
+// is asked for the first time, and at the end everything stays as it is.
+func runNode(ctx context.Context, cfg Config, log *zap.Logger) error {
+	n := &node{cfg: cfg, log: log, registry: prometheus.NewRegistry()}
+	n.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	kernel := nftables.Kernel{}
+	n.registry.MustRegister(&packets{read: kernel.Packets, last: map[series]uint64{}, base: map[series]uint64{}})
+	n.reconciler = newReconciler(cfg, kernel, lookAtHost, newMetrics(n.registry), log)
+	n.reconciler.reconcile() // an error is repeated by Run
+	if err := n.build(); err != nil {
+		return err
+	}
+	listening, err := n.listen(ctx)
+	if err != nil {
+		return err
+	}
+	n.runs = append(n.runs, n.reconciler.Run, n.watchKernel(kernel), n.watches.Run)
+	group, working := errgroup.WithContext(ctx)
+	for _, run := range append(n.runs, listening...) {
+		group.Go(func() error { return run(working) })
+	}
+	err = group.Wait()
+	n.hangUp()
+	log.Info("stopped, the rules stay")
+	return err
+}
+
+// build makes the parts that speak to the API server. It asks nothing of the network.
+func (n *node) build() error {
+	reach := &kube.Reach{}
+	config, err := kube.Config(n.cfg.Kubeconfig, "iam4kube-ip2service", reach)
+	if err != nil {
+		return err
+	}
+	client, hangUp, err := kube.HTTPClient(config)
+	if err != nil {
+		return err
+	}
+	n.hangUp = hangUp
+	discovery, err := restClient(config, client, "/apis", discoveryv1.SchemeGroupVersion, discoveryv1.AddToScheme)
+	if err != nil {
+		return err
+	}
+	n.watches = kube.NewWatches(reach, discovery, n.registry)
+	n.runs = append(n.runs, kube.Follow(n.watches, n.endpointSlices(discovery)))
+	if n.cfg.StartupTaint != "" {
+		core, err := restClient(config, client, "/api", corev1.SchemeGroupVersion, corev1.AddToScheme)
+		if err != nil {
+			return err
+		}
+		t := &taint{core, n.cfg.NodeName, n.cfg.StartupTaint, n.reconciler.inSync, n.log}
+		n.runs = append(n.runs, t.Run)
+	}
+	return nil
+}
+
+// restClient is a client for the kinds of one API group. client-go's clientset, which
+// knows all of them, would make the program twice as large.
+func restClient(config *rest.Config, client *http.Client, path string, group schema.GroupVersion, add func(*runtime.Scheme) error) (rest.Interface, error) {
+	scheme := runtime.NewScheme()
+	metav1.AddToGroupVersion(scheme, schema.GroupVersion{Version: "v1"})
+	if err := add(scheme); err != nil {
+		return nil, err
+	}
+	config = rest.CopyConfig(config)
+	config.APIPath, config.GroupVersion = path, &group
+	config.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
+	c, err := rest.RESTClientForConfigAndClient(config, client)
+	if err != nil {
+		return nil, fmt.Errorf("make a client for the API server: %w", err)
+	}
+	return c, nil
+}
+
+// endpointSlices are those of the Service, and no others.
+func (n *node) endpointSlices(client rest.Interface) kube.Resource[*discoveryv1.EndpointSlice, backends.Slice] {
+	get := func(options metav1.ListOptions) *rest.Request {
+		return client.Get().Namespace(n.cfg.ServiceNamespace).Resource("endpointslices").VersionedParams(&options, metav1.ParameterCodec)
+	}
+	return kube.Resource[*discoveryv1.EndpointSlice, backends.Slice]{
+		Name: "endpointslices",
+		Selector: func(options *metav1.ListOptions) {
+			options.LabelSelector = discoveryv1.LabelServiceName + "=" + n.cfg.ServiceName
+		},
+		List: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
+			list := &discoveryv1.EndpointSliceList{}
+			return list, get(options).Do(ctx).Into(list)
+		},
+		Watch: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
+			options.Watch = true
+			return get(options).Watch(ctx)
+		},
+		Keep: n.cfg.ServiceTargetPort.Keep,
+		Sink: n.reconciler.set,
+	}
+}
+
+// watchKernel triggers the reconciler when somebody changed the rules.
+func (n *node) watchKernel(kernel nftables.Kernel) func(context.Context) error {
+	return func(ctx context.Context) error {
+		for ctx.Err() == nil {
+			if err := kernel.Watch(ctx, n.reconciler.Trigger); err != nil {
+				n.log.Error("changes to the rules by others are only noticed at the next resync", zap.Error(err))
+			}
+			timer := time.NewTimer(watchRetry)
+			select {
+			case <-timer.C:
+			case <-ctx.Done():
+				timer.Stop()
+			}
+		}
+		return nil
+	}
+}
+
+// ready is why this node's pods are not, or may not be, served.
+func (n *node) ready() error {
+	if err := n.reconciler.Err(); err != nil {
+		return err
+	}
+	return n.watches.Broken()
+}
+
+// listen opens every listener, so that a port that is taken ends the start.
+func (n *node) listen(ctx context.Context) (runs []func(context.Context) error, err error) {
+	handlers := map[string]http.Handler{n.cfg.AuxListenOn: auxserver.Handler(n.registry, n.ready)}
+	if n.cfg.Debug {
+		handlers[auxserver.DebugAddress] = auxserver.Debug(map[string]func() any{
+			"endpoints": func() any { endpoints, _ := n.reconciler.set.Endpoints(); return endpoints },
+		})
+	}
+	for address, handler := range handlers {
+		listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
+		if err != nil {
+			return nil, fmt.Errorf("--aux-listen-on or --debug: %w", err)
+		}
+		if address == n.cfg.AuxListenOn {
+			n.log.Info("watching", zap.Stringer(logging.AuxAddress, listener.Addr()))
+		}
+		runs = append(runs, func(ctx context.Context) error { return auxserver.Serve(ctx, listener, handler, n.log) })
+	}
+	return runs, nil
+}

@@ -1,0 +1,92 @@
+package ip2service
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+
+	"go.uber.org/zap"
+
+	"github.com/iam4kube/iam4kube/internal/ip2service/nftables"
+	"github.com/iam4kube/iam4kube/internal/ip2service/probe"
+	"github.com/iam4kube/iam4kube/internal/ip2service/ruleset"
+	"github.com/iam4kube/iam4kube/internal/logging"
+)
+
+// runPod puts the rules in and asks whether the way is open, so that the pod's own first
+// call finds it so.
+func runPod(ctx context.Context, cfg Config, log *zap.Logger) error {
+	rules := ruleset.Build(ruleset.Routes{
+		Hooks: ruleset.Pod, Intercept: cfg.intercepted(), Port: cfg.InterceptPort, New: cfg.To, Live: cfg.To,
+	})
+	if _, err := (nftables.Kernel{}).Sync(rules); err != nil {
+		return err
+	}
+	log.Info("the rules are in")
+	if cfg.ProbeTimeout == 0 {
+		return nil
+	}
+	own, err := ownAddresses()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, cfg.ProbeTimeout)
+	defer cancel()
+	probes := cfg.probes(own)
+	if len(probes) == 0 {
+		log.Warn("the pod starts without credentials", zap.String(logging.Cause, "it has no address in a family of --to"))
+	}
+	for _, p := range probes {
+		without, err := p.Run(ctx)
+		if err != nil {
+			return err
+		}
+		if without != "" {
+			log.Warn("the pod starts without credentials", zap.Stringer(logging.Address, p.Address), zap.String(logging.Cause, string(without)))
+			continue
+		}
+		log.Info("the pod's credentials are ready", zap.Stringer(logging.Address, p.Address))
+	}
+	return nil
+}
+
+// probes ask by each family that the pod has an address of and that leads somewhere.
+func (c Config) probes(own []netip.Addr) []probe.Probe {
+	podIPs := c.PodIPs
+	if len(podIPs) == 0 {
+		podIPs = own
+	}
+	of := func(family ruleset.Family) func(netip.Addr) bool {
+		return func(a netip.Addr) bool { return ruleset.FamilyOf(a) == family }
+	}
+	var probes []probe.Probe
+	for _, family := range ruleset.Families {
+		to := slices.DeleteFunc(slices.Clone(c.To), func(a netip.AddrPort) bool { return ruleset.FamilyOf(a.Addr()) != family })
+		intercepted := slices.IndexFunc(c.intercepted(), of(family))
+		if len(to) == 0 || intercepted < 0 || !slices.ContainsFunc(podIPs, of(family)) {
+			continue
+		}
+		probes = append(probes, probe.Probe{
+			Address: netip.AddrPortFrom(c.intercepted()[intercepted], c.InterceptPort),
+			Behind:  to, PodIPs: podIPs, Wait: c.Wait,
+		})
+	}
+	return probes
+}
+
+// ownAddresses are those of the pod's network namespace that others can see it by.
+func ownAddresses() ([]netip.Addr, error) {
+	all, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil, fmt.Errorf("list the pod's addresses: %w", err)
+	}
+	var own []netip.Addr
+	for _, a := range all {
+		if prefix, err := netip.ParsePrefix(a.String()); err == nil && prefix.Addr().IsGlobalUnicast() {
+			own = append(own, prefix.Addr())
+		}
+	}
+	return own, nil
+}

@@ -1,0 +1,283 @@
+package ip2service
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"net/netip"
+	"reflect"
+	"slices"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/iam4kube/iam4kube/internal/ip2service/backends"
+	"github.com/iam4kube/iam4kube/internal/ip2service/host"
+	"github.com/iam4kube/iam4kube/internal/ip2service/ruleset"
+	"github.com/iam4kube/iam4kube/internal/logging"
+)
+
+const (
+	// resync is how often the kernel is read although nothing is known to have changed.
+	resync = 30 * time.Second
+	// firstRetry is doubled with each failure in a row, up to lastRetry.
+	firstRetry, lastRetry = 20 * time.Millisecond, 10 * time.Second
+	// linger is how long the connections of an endpoint may go on after it has vanished
+	// from the slices. A packet can be past the NAT of the old rules when the new ones
+	// come, and would be refused by their guard.
+	linger = 25 * time.Millisecond
+	// patience is the number of repairs in a row, each within fight of the last one,
+	// after which the next one has to wait: somebody else wants other rules, and two
+	// programs shall not use up a processor over it.
+	patience, fight, truce = 5, time.Second, 500 * time.Millisecond
+)
+
+var errNotSynced = errors.New("the first list of EndpointSlices has not arrived")
+
+// kernel is nftables.Kernel.
+type kernel interface {
+	Sync(ruleset.Ruleset) (changed bool, err error)
+}
+
+// machine is what is known of the host.
+type machine interface {
+	Owns(netip.Addr) bool
+	Unserved(ruleset.Family) error
+	BPF() []string
+}
+
+func lookAtHost() (machine, error) { return host.Look() }
+
+// reconciler keeps the kernel's rules what endpoints and flags say.
+type reconciler struct {
+	cfg     Config
+	kernel  kernel
+	look    func() (machine, error)
+	set     *backends.Set
+	log     *zap.Logger
+	metrics *metrics
+	// due has an entry when there may be something to do.
+	due chan struct{}
+	// inSync is closed when the rules of known endpoints are in for the first time.
+	inSync chan struct{}
+
+	// Of the last run, for the one goroutine of Run.
+	applied  ruleset.Ruleset // nil: unknown what is in the kernel
+	live     []netip.AddrPort
+	leaving  map[netip.AddrPort]time.Time // when they left
+	failures int
+	repairs  int
+	repaired time.Time
+	told     told
+
+	mu  sync.Mutex
+	err error
+}
+
+// told is what the log already says.
+type told struct {
+	endpoints []backends.Endpoint
+	noPort    []string
+	bpf       []string
+	err       string
+}
+
+func newReconciler(cfg Config, k kernel, look func() (machine, error), m *metrics, log *zap.Logger) *reconciler {
+	r := &reconciler{
+		cfg: cfg, kernel: k, look: look, log: log, metrics: m,
+		due: make(chan struct{}, 1), inSync: make(chan struct{}), leaving: map[netip.AddrPort]time.Time{}, err: errNotSynced,
+	}
+	r.set = &backends.Set{Changed: r.Trigger}
+	return r
+}
+
+// Trigger makes Run look again.
+func (r *reconciler) Trigger() {
+	select {
+	case r.due <- struct{}{}:
+	default:
+	}
+}
+
+// Err is why the kernel's rules are not known to be what they should be, or why they do
+// not help the pods of this node; nil if all is well.
+func (r *reconciler) Err() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.err
+}
+
+// Run works until ctx ends. It leaves the rules where they are.
+func (r *reconciler) Run(ctx context.Context) error {
+	for {
+		pause, patient := r.reconcile()
+		timer := time.NewTimer(pause)
+		due := r.due
+		if patient {
+			due = nil
+		}
+		select {
+		case <-due:
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		}
+		timer.Stop()
+	}
+}
+
+// reconcile makes the rules so, and says when to look again, or earlier unless patient.
+func (r *reconciler) reconcile() (pause time.Duration, patient bool) {
+	now := time.Now()
+	host, err := r.look()
+	if err != nil {
+		return r.failed(err), false
+	}
+	endpoints, known := r.set.Endpoints()
+	backends.Refuse(endpoints, func(a netip.Addr) bool {
+		return host.Owns(a) || slices.Contains(r.cfg.intercepted(), a)
+	})
+	r.metrics.observe(endpoints, host.BPF())
+	r.tell(endpoints, host)
+
+	fresh, live := backends.Select(endpoints)
+	live, next := r.leave(live, now)
+	rules := ruleset.Build(ruleset.Routes{
+		Hooks: ruleset.Node, Intercept: r.cfg.intercepted(), Port: r.cfg.InterceptPort,
+		New: fresh, Live: live, Unknown: !known,
+	})
+	foreign := reflect.DeepEqual(rules, r.applied)
+	changed, err := r.kernel.Sync(rules)
+	if changed || err != nil {
+		r.metrics.applied(err, time.Since(now))
+	}
+	if err != nil {
+		r.applied = nil
+		return r.failed(err), false
+	}
+	r.applied, r.failures = rules, 0
+	r.metrics.synced(now)
+	if known && !closed(r.inSync) {
+		close(r.inSync)
+	}
+	r.judge(known, host, live)
+	if changed && foreign && r.repair(now) {
+		return truce, true
+	}
+	return next, false
+}
+
+// leave adds to the live endpoints those that left a moment ago, and says when the first
+// of them has to go.
+func (r *reconciler) leave(live []netip.AddrPort, now time.Time) (all []netip.AddrPort, next time.Duration) {
+	next = resync
+	for _, e := range r.live {
+		if !slices.Contains(live, e) {
+			r.leaving[e] = now
+		}
+	}
+	r.live = slices.Clone(live)
+	for e, since := range r.leaving {
+		left := linger - now.Sub(since)
+		if left <= 0 || slices.Contains(live, e) {
+			delete(r.leaving, e)
+			continue
+		}
+		all, next = append(all, e), min(next, left)
+	}
+	all = append(all, live...)
+	slices.SortFunc(all, netip.AddrPort.Compare)
+	return all, next
+}
+
+func (r *reconciler) failed(err error) (pause time.Duration) {
+	r.setErr(err)
+	if text := err.Error(); text != r.told.err {
+		r.told.err = text
+		r.log.Error("could not bring the rules into the kernel", zap.Error(err))
+	}
+	pause = min(lastRetry, firstRetry<<min(r.failures, 20))
+	r.failures++
+	return pause/2 + rand.N(pause) // so that not all nodes come at once
+}
+
+// judge says whether pods are served, now that the rules are in.
+func (r *reconciler) judge(known bool, host machine, live []netip.AddrPort) {
+	r.told.err = ""
+	err := errNotSynced
+	if known {
+		err = nil
+		for _, family := range ruleset.Families {
+			concerned := family == ruleset.IPv4 || slices.ContainsFunc(live, func(e netip.AddrPort) bool { return ruleset.FamilyOf(e.Addr()) == family })
+			if concerned {
+				err = errors.Join(err, host.Unserved(family))
+			}
+		}
+	}
+	r.setErr(err)
+}
+
+func (r *reconciler) setErr(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.err = err
+}
+
+// repair tells of rules that somebody else had changed, and says whether the next repair
+// should wait.
+func (r *reconciler) repair(now time.Time) (patient bool) {
+	r.metrics.repairs.Inc()
+	r.log.Warn("somebody changed the rules, changed them back")
+	if now.Sub(r.repaired) > fight {
+		r.repairs = 0
+	}
+	r.repairs, r.repaired = r.repairs+1, now
+	return r.repairs > patience
+}
+
+// tell logs what has changed.
+func (r *reconciler) tell(endpoints []backends.Endpoint, host machine) {
+	if !slices.Equal(endpoints, r.told.endpoints) {
+		for _, e := range endpoints {
+			if e.State == backends.Refused && !slices.Contains(r.told.endpoints, e) {
+				r.log.Warn("endpoint refused: it is an address of this node, so the server there is on the host's network and would see the node's address instead of the pod's; run the server without hostNetwork",
+					zap.Stringer(logging.Address, e.Address), zap.String(logging.Node, e.Node))
+			}
+		}
+		r.log.Info("endpoints", zap.Any(logging.Endpoints, byState(endpoints)))
+		r.told.endpoints = endpoints
+	}
+	if noPort := r.set.NoPort(); !slices.Equal(noPort, r.told.noPort) {
+		r.told.noPort = noPort
+		if len(noPort) > 0 {
+			r.log.Warn("EndpointSlices without the port of --service-target-port are ignored",
+				zap.Strings(logging.Slices, noPort), zap.String(logging.Port, string(r.cfg.ServiceTargetPort)))
+		}
+	}
+	if bpf := host.BPF(); !slices.Equal(bpf, r.told.bpf) {
+		r.told.bpf = bpf
+		if len(bpf) > 0 {
+			r.log.Warn("packets of pods may be routed by BPF programs, past our rules and to the metadata service of the node: use legacy host routing (Cilium: bpf.hostLegacyRouting=true) or inject ip2service into the pods",
+				zap.Strings(logging.Interfaces, bpf))
+		}
+	}
+}
+
+func byState(endpoints []backends.Endpoint) map[backends.State][]string {
+	m := map[backends.State][]string{}
+	for _, e := range endpoints {
+		m[e.State] = append(m[e.State], e.Address.String())
+	}
+	return m
+}
+
+func closed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}

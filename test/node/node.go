@@ -1,0 +1,277 @@
+// Package node makes of the test's network namespace a node of a cluster: ip2service runs
+// in it, as a process with the rights of manifests/ and no others, against a real API
+// server; pods and endpoints are network namespaces below it (package netns), and beyond
+// it is nothing but the far side, which counts leaks.
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/iam4kube/iam4kube/test/controlplane"
+	"github.com/iam4kube/iam4kube/test/environment"
+)
+
+// Namespace is that of the Service, ServiceAccount ip2service's own.
+const (
+	Namespace      = "iam4kube"
+	ServiceAccount = "iam4kube-ip2service"
+)
+
+// Cluster is an API server with what ip2service needs there.
+type Cluster struct {
+	*controlplane.ControlPlane
+	services atomic.Int32
+}
+
+// NewCluster prepares an API server.
+func NewCluster(ctx context.Context, cp *controlplane.ControlPlane) (*Cluster, error) {
+	_, file, _, _ := runtime.Caller(0)
+	manifest := filepath.Join(filepath.Dir(file), "..", "..", "manifests", "base", "ip2service-rbac.yaml")
+	return &Cluster{ControlPlane: cp}, errors.Join(cp.CreateNamespace(ctx, Namespace), cp.ApplyFiles(ctx, manifest))
+}
+
+// Program builds ip2service, with the race detector unless it is for a measurement. A test
+// binary that uses it builds it before it loses the network.
+func Program(race bool) (path string, err error) {
+	if race {
+		return environment.Build("cmd/ip2service", "-race")
+	}
+	return environment.Build("cmd/ip2service", "-trimpath")
+}
+
+// Service is a name that EndpointSlices belong to.
+type Service struct {
+	Name    string
+	cluster *Cluster
+}
+
+// NewService returns one without endpoints.
+func (c *Cluster) NewService() *Service {
+	return &Service{Name: fmt.Sprint("service-", c.services.Add(1)), cluster: c}
+}
+
+// State is that of an endpoint in a slice; nil conditions are left out.
+type State struct {
+	Address                     string
+	Ready, Serving, Terminating *bool
+}
+
+// Conditions of endpoints.
+func Ready(address string) State { return State{Address: address, Ready: new(true)} }
+
+// Draining is a server that was told to stop.
+func Draining(address string) State {
+	return State{Address: address, Ready: new(false), Serving: new(false), Terminating: new(true)}
+}
+
+// Set makes these the endpoints of the Service in the slice of this name, all of one
+// family; without endpoints the slice stays and is empty.
+func (s *Service) Set(t testing.TB, slice string, states ...State) {
+	t.Helper()
+	s.SetPort(t, slice, "http", Port, states...)
+}
+
+// SetPort is Set with another port than Port by the name of http.
+func (s *Service) SetPort(t testing.TB, slice, portName string, port int32, states ...State) {
+	t.Helper()
+	object := &discoveryv1.EndpointSlice{
+		ObjectMeta:  metav1.ObjectMeta{Name: s.Name + "-" + slice, Labels: map[string]string{discoveryv1.LabelServiceName: s.Name}},
+		AddressType: discoveryv1.AddressTypeIPv4,
+		Endpoints:   []discoveryv1.Endpoint{},
+		Ports:       []discoveryv1.EndpointPort{{Name: &portName, Port: &port, Protocol: new(corev1.ProtocolTCP)}},
+	}
+	for _, e := range states {
+		if netip.MustParseAddr(e.Address).Is6() {
+			object.AddressType = discoveryv1.AddressTypeIPv6
+		}
+		object.Endpoints = append(object.Endpoints, discoveryv1.Endpoint{
+			Addresses:  []string{e.Address},
+			Conditions: discoveryv1.EndpointConditions{Ready: e.Ready, Serving: e.Serving, Terminating: e.Terminating},
+		})
+	}
+	api := s.cluster.Client.DiscoveryV1().EndpointSlices(Namespace)
+	_, err := api.Update(t.Context(), object, metav1.UpdateOptions{})
+	if apierrors.IsNotFound(err) {
+		_, err = api.Create(t.Context(), object, metav1.CreateOptions{})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Delete deletes a slice.
+func (s *Service) Delete(t testing.TB, slice string) {
+	t.Helper()
+	err := s.cluster.Client.DiscoveryV1().EndpointSlices(Namespace).Delete(t.Context(), s.Name+"-"+slice, metav1.DeleteOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// IP2Service is a running ip2service --mode node.
+type IP2Service struct {
+	Logs environment.Logs
+	// Aux is the address of metrics and readiness: IP:PORT.
+	Aux     string
+	Process *os.Process
+	done    chan struct{}
+	err     error
+}
+
+// Start starts ip2service for the Service, with these flags besides, until the test ends,
+// and returns when it answers on its aux port. The rules are removed then, unless the
+// test has ended the program itself.
+func (s *Service) Start(t testing.TB, flags ...string) *IP2Service {
+	t.Helper()
+	config, err := s.cluster.ServiceAccountConfig(t.Context(), Namespace, ServiceAccount)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return StartProgram(t, append([]string{
+		"--kubeconfig", s.cluster.Kubeconfig(t, config), "--service-namespace", Namespace, "--service-name", s.Name,
+	}, flags...)...)
+}
+
+// StartProgram starts ip2service on free ports with these flags.
+func StartProgram(t testing.TB, flags ...string) *IP2Service {
+	t.Helper()
+	path, err := Program(true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := &IP2Service{done: make(chan struct{})}
+	command := exec.Command(path, append([]string{"--aux-listen-on", "127.0.0.1:0", "--log-level", "debug"}, flags...)...)
+	command.Stderr = &i.Logs
+	command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := command.Start(); err != nil {
+		t.Fatal(err)
+	}
+	i.Process = command.Process
+	go func() {
+		defer close(i.done)
+		i.err = command.Wait()
+	}()
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("ip2service: %s", i.Logs.String())
+		}
+		if err := i.Stop(); err != nil {
+			t.Errorf("ip2service ended with: %v", err)
+		}
+		Cleanup(t)
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	go func() {
+		select {
+		case <-i.done:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	line, err := i.Logs.Wait(ctx, "watching")
+	if err != nil {
+		t.Fatal(err)
+	}
+	i.Aux = line["aux_address"].(string)
+	return i
+}
+
+// Cleanup runs ip2service --cleanup.
+func Cleanup(t testing.TB) {
+	t.Helper()
+	path, err := Program(true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if output, err := exec.Command(path, "--cleanup").CombinedOutput(); err != nil {
+		t.Errorf("ip2service --cleanup: %v: %s", err, output)
+	}
+}
+
+// Stop ends the program as the kubelet does, and returns its error.
+func (i *IP2Service) Stop() error {
+	_ = i.Process.Signal(syscall.SIGTERM)
+	<-i.done
+	return i.err
+}
+
+// Kill ends it with SIGKILL.
+func (i *IP2Service) Kill() {
+	_ = i.Process.Kill()
+	<-i.done
+	i.err = nil
+}
+
+// Get asks the aux port.
+func (i *IP2Service) Get(t testing.TB, path string) (status int, body string) {
+	t.Helper()
+	response, err := http.Get("http://" + i.Aux + path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	content, err := io.ReadAll(response.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return response.StatusCode, string(content)
+}
+
+// WaitReady returns when /readyz says so.
+func (i *IP2Service) WaitReady(t testing.TB) {
+	t.Helper()
+	environment.Eventually(t, time.Minute, func() error {
+		if status, body := i.Get(t, "/readyz"); status != http.StatusOK {
+			return errors.New(body)
+		}
+		return nil
+	})
+}
+
+// WaitMetric returns when a line of /metrics, such as `iam4kube_endpoints{state="ready"}`,
+// has this value.
+func (i *IP2Service) WaitMetric(t testing.TB, series, value string) {
+	t.Helper()
+	environment.Eventually(t, 10*time.Second, func() error {
+		_, body := i.Get(t, "/metrics")
+		for line := range strings.Lines(body) {
+			if have, ok := strings.CutPrefix(line, series+" "); ok {
+				if have = strings.TrimSpace(have); have != value {
+					return fmt.Errorf("%s is %s, want %s", series, have, value)
+				}
+				return nil
+			}
+		}
+		return fmt.Errorf("no series %s", series)
+	})
+}
+
+// NFT runs nft in the namespace of the node and returns what it printed.
+func NFT(t testing.TB, arguments ...string) string {
+	t.Helper()
+	output, err := exec.Command("nft", arguments...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("nft %v: %v: %s", arguments, err, output)
+	}
+	return string(output)
+}

@@ -24,7 +24,7 @@ TESTFLAGS ?=
 ##@ Build
 .PHONY: build
 build: ## the programs, static, into bin/
-	CGO_ENABLED=0 go build -trimpath -o bin/ ./cmd/...
+	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o bin/ ./cmd/...
 
 ##@ Test
 .PHONY: test-unit
@@ -52,7 +52,7 @@ demo: control-plane ## the AWS CLI in a network namespace gets its pod's role fr
 
 .PHONY: test-tools
 test-tools: control-plane # what `test` needs and the checkout does not hold
-	hack/debian-packages.sh awscli python3-boto3 iproute2 nftables nodejs npm
+	hack/debian-packages.sh awscli python3-boto3 iproute2 iptables nftables nodejs npm
 	$(MAKE) test/clients/js/node_modules/.package-lock.json
 
 test/clients/js/node_modules/.package-lock.json: test/clients/js/package-lock.json

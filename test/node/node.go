@@ -75,7 +75,7 @@ type State struct {
 	Ready, Serving, Terminating *bool
 }
 
-// Conditions of endpoints.
+// Ready is an endpoint that gets new connections.
 func Ready(address string) State { return State{Address: address, Ready: new(true)} }
 
 // Draining is a server that was told to stop.

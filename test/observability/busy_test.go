@@ -13,8 +13,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -30,6 +28,7 @@ import (
 	"github.com/iam4kube/iam4kube/internal/logging"
 	"github.com/iam4kube/iam4kube/internal/server/imdstoken"
 	"github.com/iam4kube/iam4kube/test/controlplane"
+	"github.com/iam4kube/iam4kube/test/docs"
 	"github.com/iam4kube/iam4kube/test/environment"
 	"github.com/iam4kube/iam4kube/test/fakests"
 	"github.com/iam4kube/iam4kube/test/netns"
@@ -288,53 +287,10 @@ func fetch(t *testing.T, address, path string) string {
 	return string(body)
 }
 
-// documentation returns docs/observability.md.
-func documentation(t *testing.T) string {
-	t.Helper()
-	text, err := os.ReadFile(filepath.Join("..", "..", "docs", "observability.md"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(text)
-}
-
-// rows returns the cells of those table rows of the documentation whose first cell, the key
-// of the result, is in backquotes.
-func rows(t *testing.T, section string) map[string][]string {
-	t.Helper()
-	_, text, found := strings.Cut(documentation(t), "\n## "+section+"\n")
-	if !found {
-		t.Fatalf("no section %q", section)
-	}
-	text, _, _ = strings.Cut(text, "\n## ")
-	all := map[string][]string{}
-	for line := range strings.Lines(text) {
-		cells := strings.Split(strings.Trim(strings.TrimSpace(line), "|"), "|")
-		for i := range cells {
-			cells[i] = strings.TrimSpace(cells[i])
-		}
-		if key, ok := strings.CutPrefix(cells[0], "`"); ok && strings.HasPrefix(line, "|") {
-			all[strings.TrimSuffix(key, "`")] = cells[1:]
-		}
-	}
-	return all
-}
-
-// inBackquotes are the parts of a cell between backquotes.
-func inBackquotes(cell string) []string {
-	var all []string
-	for i, part := range strings.Split(cell, "`") {
-		if i%2 == 1 {
-			all = append(all, part)
-		}
-	}
-	return all
-}
-
 // documentedMetrics: the table has each metric with its type and labels, and nothing else
 // in the text is named like a metric.
 func (b *busy) documentedMetrics(t *testing.T) {
-	table, families := rows(t, "Metrics"), b.Metrics(t)
+	table, families := docs.Rows(t, page, "Metrics"), b.Metrics(t)
 	names := map[string]bool{}
 	for name, family := range families {
 		if !strings.HasPrefix(name, prefix) {
@@ -355,11 +311,11 @@ func (b *busy) documentedMetrics(t *testing.T) {
 		if kind := strings.ToLower(family.GetType().String()); row[0] != kind {
 			t.Errorf("%s is a %s, not a %s", name, kind, row[0])
 		}
-		if documented := inBackquotes(row[1]); !slices.Equal(slices.Sorted(maps.Keys(labels)), slices.Sorted(slices.Values(documented))) {
+		if documented := docs.InBackquotes(row[1]); !slices.Equal(slices.Sorted(maps.Keys(labels)), slices.Sorted(slices.Values(documented))) {
 			t.Errorf("%s has labels %v, not %v", name, labels, documented)
 		}
 	}
-	for _, name := range regexp.MustCompile(`iam4kube_[a-z0-9_]+`).FindAllString(documentation(t), -1) {
+	for _, name := range regexp.MustCompile(`iam4kube_[a-z0-9_]+`).FindAllString(docs.Text(t, page), -1) {
 		if !names[name] && !names[strings.TrimSuffix(strings.TrimSuffix(name, "_bucket"), "_count")] {
 			t.Errorf("%s is documented and not exported", name)
 		}
@@ -480,7 +436,7 @@ func (b *busy) bounded(t *testing.T) {
 // logLines: each line is one JSON object whose message, level and keys are documented. The
 // lines of client-go say so and have messages of their own.
 func (b *busy) logLines(t *testing.T) {
-	table := rows(t, "Logs")
+	table := docs.Rows(t, page, "Logs")
 	seen := map[string]bool{}
 	for line := range strings.Lines(b.Logs.String()) {
 		var fields map[string]any
@@ -501,7 +457,7 @@ func (b *busy) logLines(t *testing.T) {
 			t.Errorf("not documented: %s", line)
 			continue
 		}
-		documented := append(inBackquotes(row[1]), "level", "time", "msg")
+		documented := append(docs.InBackquotes(row[1]), "level", "time", "msg")
 		for key := range fields {
 			if !slices.Contains(documented, key) {
 				t.Errorf("key %q is not documented: %s", key, line)

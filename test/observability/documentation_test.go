@@ -15,50 +15,69 @@ import (
 	"testing"
 
 	"github.com/iam4kube/iam4kube/internal/server/podevents"
+	"github.com/iam4kube/iam4kube/test/docs"
 )
 
-// TestDocumentedLogMessages: the documentation lists the messages in the source, and no
-// others. It finds a call of a logger by the method's name and the constant first argument;
-// that no message is anything but constant shows in the busy server's log.
+// page is the server's.
+const page = "observability.md"
+
+// TestDocumentedLogMessages: each program's page lists the messages in its source, and no
+// others. That no message is anything but constant shows in the busy server's log.
 func TestDocumentedLogMessages(t *testing.T) {
-	levels := map[string]string{"Debug": "debug", "Info": "info", "Warn": "warn", "Error": "error"}
-	have := map[string]string{}
-	for _, folder := range []string{"internal", "cmd"} {
-		root := filepath.Join("..", "..", folder)
-		err := filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
-			if err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
-				return err
-			}
-			file, err := parser.ParseFile(token.NewFileSet(), path, nil, 0)
-			if err != nil {
-				return err
-			}
-			ast.Inspect(file, func(n ast.Node) bool {
-				call, ok := n.(*ast.CallExpr)
-				if !ok || len(call.Args) == 0 {
-					return true
-				}
-				method, isMethod := call.Fun.(*ast.SelectorExpr)
-				text, isText := call.Args[0].(*ast.BasicLit)
-				if isMethod && isText && levels[method.Sel.Name] != "" {
-					message, _ := strconv.Unquote(text.Value)
-					have[message] = levels[method.Sel.Name]
-				}
-				return true
-			})
-			return nil
-		})
-		if err != nil {
-			t.Fatal(err)
+	in := func(parts ...string) string { return filepath.Join(append([]string{"..", ".."}, parts...)...) }
+	for page, folders := range map[string][]string{
+		page: {
+			in("cmd", "server"), in("internal", "server"), in("internal", "auxserver"), in("internal", "kube"), in("internal", "logging"),
+		},
+		"routing.md": {in("cmd", "ip2service"), in("internal", "ip2service")},
+	} {
+		have := map[string]string{}
+		for _, folder := range folders {
+			maps.Copy(have, messages(t, folder))
+		}
+		documented := map[string]string{}
+		for message, row := range docs.Rows(t, page, "Logs") {
+			documented[message] = row[0]
+		}
+		if !maps.Equal(have, documented) {
+			t.Errorf("%s: in the source:\n%v\ndocumented:\n%v", page, have, documented)
 		}
 	}
-	documented := map[string]string{}
-	for message, row := range rows(t, "Logs") {
-		documented[message] = row[0]
+}
+
+// messages finds the calls of a logger below a folder, by the method's name and the
+// constant first argument, and returns their levels.
+func messages(t *testing.T, folder string) map[string]string {
+	t.Helper()
+	levels := map[string]string{"Debug": "debug", "Info": "info", "Warn": "warn", "Error": "error"}
+	have := map[string]string{}
+	err := filepath.WalkDir(folder, func(path string, _ fs.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), path, nil, 0)
+		if err != nil {
+			return err
+		}
+		ast.Inspect(file, func(n ast.Node) bool {
+			call, ok := n.(*ast.CallExpr)
+			if !ok || len(call.Args) == 0 {
+				return true
+			}
+			method, isMethod := call.Fun.(*ast.SelectorExpr)
+			text, isText := call.Args[0].(*ast.BasicLit)
+			if isMethod && isText && levels[method.Sel.Name] != "" {
+				message, _ := strconv.Unquote(text.Value)
+				have[message] = levels[method.Sel.Name]
+			}
+			return true
+		})
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
-	if !maps.Equal(have, documented) {
-		t.Errorf("in the source:\n%v\ndocumented:\n%v", have, documented)
-	}
+	return have
 }
 
 func TestDocumentedEventReasons(t *testing.T) {
@@ -66,7 +85,7 @@ func TestDocumentedEventReasons(t *testing.T) {
 		podevents.Serving, podevents.BadAnnotation, podevents.NoRole, podevents.Denied,
 		podevents.Unavailable, podevents.NoAccount, podevents.Ambiguous,
 	}
-	table := rows(t, "Events")
+	table := docs.Rows(t, page, "Events")
 	for _, reason := range have {
 		row := table[string(reason)]
 		if want := map[bool]string{true: "Normal", false: "Warning"}[reason == podevents.Serving]; row == nil || row[0] != want {
@@ -80,12 +99,12 @@ func TestDocumentedEventReasons(t *testing.T) {
 
 // TestPromQLNamesLabels: the alert expressions use labels that the metrics have.
 func TestPromQLNamesLabels(t *testing.T) {
-	metrics := rows(t, "Metrics")
+	metrics := docs.Rows(t, page, "Metrics")
 	text := fmt.Sprint(metrics)
-	for _, m := range regexp.MustCompile(`(iam4kube_[a-z_]+)\{([a-z]+)=~?"([^"]*)"`).FindAllStringSubmatch(documentation(t), -1) {
+	for _, m := range regexp.MustCompile(`(iam4kube_[a-z_]+)\{([a-z]+)=~?"([^"]*)"`).FindAllStringSubmatch(docs.Text(t, page), -1) {
 		name, label := strings.TrimSuffix(strings.TrimSuffix(m[1], "_bucket"), "_count"), m[2]
 		row := metrics[name]
-		if row == nil || !slices.Contains(inBackquotes(row[1]), label) {
+		if row == nil || !slices.Contains(docs.InBackquotes(row[1]), label) {
 			t.Errorf("%s has no label %s: %v", name, label, row)
 			continue
 		}

@@ -214,7 +214,7 @@ func TestCase04ConnectionsToTheRealMetadataServiceThatWereOpenAreCut(t *testing.
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer c.Close()
+		t.Cleanup(func() { c.Close() })
 		if answer, err := c.Ask(); err != nil || answer.Name != netns.NodeRole {
 			t.Fatalf("%+v, %v", answer, err)
 		}

@@ -179,9 +179,8 @@ var hooks = map[ruleset.Hook]*nft.ChainHook{
 func chainOf(table *nft.Table, c ruleset.Chain) *nft.Chain {
 	chain := &nft.Chain{Table: table, Name: c.Name}
 	if c.Hook != "" {
-		accept := nft.ChainPolicyAccept
-		chain.Type, chain.Hooknum, chain.Policy = nft.ChainType(c.Type), hooks[c.Hook], &accept
-		chain.Priority = nft.ChainPriorityRef(nft.ChainPriority(c.Priority))
+		chain.Type, chain.Hooknum, chain.Policy = nft.ChainType(c.Type), hooks[c.Hook], new(nft.ChainPolicyAccept)
+		chain.Priority = new(nft.ChainPriority(c.Priority))
 	}
 	return chain
 }

@@ -1,0 +1,55 @@
+// Package docs reads the tables of docs/, so that tests can compare them with what the
+// programs do.
+package docs
+
+import (
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+)
+
+// Text returns a page of docs/.
+func Text(t testing.TB, page string) string {
+	t.Helper()
+	_, file, _, _ := runtime.Caller(0)
+	text, err := os.ReadFile(filepath.Join(filepath.Dir(file), "..", "..", "docs", page))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// Rows returns the cells of those table rows in a section of a page whose first cell, the key
+// of the result, is in backquotes.
+func Rows(t testing.TB, page, section string) map[string][]string {
+	t.Helper()
+	_, text, found := strings.Cut(Text(t, page), "\n## "+section+"\n")
+	if !found {
+		t.Fatalf("no section %q", section)
+	}
+	text, _, _ = strings.Cut(text, "\n## ")
+	all := map[string][]string{}
+	for line := range strings.Lines(text) {
+		cells := strings.Split(strings.Trim(strings.TrimSpace(line), "|"), "|")
+		for i := range cells {
+			cells[i] = strings.TrimSpace(cells[i])
+		}
+		if key, ok := strings.CutPrefix(cells[0], "`"); ok && strings.HasPrefix(line, "|") {
+			all[strings.TrimSuffix(key, "`")] = cells[1:]
+		}
+	}
+	return all
+}
+
+// InBackquotes are the parts of a cell between backquotes.
+func InBackquotes(cell string) []string {
+	var all []string
+	for i, part := range strings.Split(cell, "`") {
+		if i%2 == 1 {
+			all = append(all, part)
+		}
+	}
+	return all
+}

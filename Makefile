@@ -23,8 +23,9 @@ TESTFLAGS ?=
 
 ##@ Build
 .PHONY: build
-build: ## the programs, static, into bin/
+build: ## the programs, static, into bin/; ip2service-init is ip2service without --mode node
 	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o bin/ ./cmd/...
+	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -tags podonly -o bin/ip2service-init ./cmd/ip2service
 
 ##@ Test
 .PHONY: test-unit

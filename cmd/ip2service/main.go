@@ -81,7 +81,7 @@ func parse(arguments []string, help io.Writer) (cfg ip2service.Config, level, en
 	f.Int(&port, "intercept-port", "80", 1, 65535, "port of it; all other ports are rejected")
 	f.String(&cfg.ServiceNamespace, "service-namespace", "iam4kube", "namespace of the Service; mode node")
 	f.String(&cfg.ServiceName, "service-name", "iam4kube", "name of the Service; mode node")
-	f.String((*string)(&cfg.ServiceTargetPort), "service-target-port", "http", "name, as the Service calls it, or number of the port in its EndpointSlices; mode node")
+	f.String(&cfg.ServiceTargetPort, "service-target-port", "http", "name, as the Service calls it, or number of the port in its EndpointSlices; mode node")
 	f.String(&cfg.StartupTaint, "startup-taint", "", "key of a taint to remove from the node when its rules are in; empty: none; mode node")
 	f.String(&cfg.NodeName, "node-name", os.Getenv("NODE_NAME"), "name of this node, for --startup-taint; from the environment variable NODE_NAME; mode node")
 	f.AddrPorts(&cfg.To, "to", "", "IP:PORT to lead to, may be repeated, one for each family; mode pod")

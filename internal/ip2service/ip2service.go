@@ -13,7 +13,6 @@ import (
 
 	"go.uber.org/zap"
 
-	"github.com/iam4kube/iam4kube/internal/ip2service/backends"
 	"github.com/iam4kube/iam4kube/internal/ip2service/nftables"
 	"github.com/iam4kube/iam4kube/internal/ip2service/ruleset"
 	"github.com/iam4kube/iam4kube/internal/logging"
@@ -37,7 +36,7 @@ type Config struct {
 	Debug                         bool
 	Kubeconfig                    string
 	ServiceNamespace, ServiceName string
-	ServiceTargetPort             backends.Port
+	ServiceTargetPort             string
 	StartupTaint, NodeName        string
 
 	// In a pod.

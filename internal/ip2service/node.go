@@ -1,3 +1,5 @@
+//go:build !podonly
+
 package ip2service
 
 import (
@@ -134,7 +136,7 @@ func (n *node) endpointSlices(client rest.Interface) kube.Resource[*discoveryv1.
 			options.Watch = true
 			return get(options).Watch(ctx)
 		},
-		Keep: n.cfg.ServiceTargetPort.Keep,
+		Keep: backends.Port(n.cfg.ServiceTargetPort).Keep,
 		Sink: n.reconciler.set,
 	}
 }

@@ -1,3 +1,5 @@
+//go:build !podonly
+
 package ip2service
 
 import (
@@ -253,7 +255,7 @@ func (r *reconciler) tell(endpoints []backends.Endpoint, host machine) {
 		r.told.noPort = noPort
 		if len(noPort) > 0 {
 			r.log.Warn("EndpointSlices without the port of --service-target-port are ignored",
-				zap.Strings(logging.Slices, noPort), zap.String(logging.Port, string(r.cfg.ServiceTargetPort)))
+				zap.Strings(logging.Slices, noPort), zap.String(logging.Port, r.cfg.ServiceTargetPort))
 		}
 	}
 	if bpf := host.BPF(); !slices.Equal(bpf, r.told.bpf) {

@@ -1,3 +1,5 @@
+//go:build !podonly
+
 package ip2service
 
 import (

@@ -107,14 +107,16 @@ func (p *packets) Describe(ch chan<- *prometheus.Desc) {
 func (p *packets) Collect(ch chan<- prometheus.Metric) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	// Without an answer of the kernel the last one stands: an invalid metric would take all
+	// others with it.
 	now, err := p.read()
-	if err != nil {
-		ch <- prometheus.NewInvalidMetric(translatedDesc, err)
-		return
-	}
 	for _, family := range ruleset.Families {
 		for name, desc := range map[string]*prometheus.Desc{ruleset.Translated: translatedDesc, ruleset.Rejected: rejectedDesc} {
-			s, value := series{family, name}, now[family][name]
+			s := series{family, name}
+			value := now[family][name]
+			if err != nil {
+				value = p.last[s]
+			}
 			if value < p.last[s] {
 				p.base[s] += p.last[s]
 			}

@@ -135,7 +135,10 @@ func (r *reconciler) reconcile() (pause time.Duration, patient bool) {
 	now := time.Now()
 	host, err := r.look()
 	if err != nil {
-		return r.failed(err), false
+		// Endpoints cannot be judged, so those of before stay. The guard has to be in.
+		r.applied = nil
+		_, syncErr := r.kernel.Sync(r.build(nil, nil, false))
+		return r.failed(errors.Join(err, syncErr)), false
 	}
 	endpoints, known := r.set.Endpoints()
 	backends.Refuse(endpoints, func(a netip.Addr) bool {
@@ -146,10 +149,7 @@ func (r *reconciler) reconcile() (pause time.Duration, patient bool) {
 
 	fresh, live := backends.Select(endpoints)
 	live, next := r.leave(live, now)
-	rules := ruleset.Build(ruleset.Routes{
-		Hooks: ruleset.Node, Intercept: r.cfg.intercepted(), Port: r.cfg.InterceptPort,
-		New: fresh, Live: live, Unknown: !known,
-	})
+	rules := r.build(fresh, live, known)
 	foreign := reflect.DeepEqual(rules, r.applied)
 	changed, err := r.kernel.Sync(rules)
 	if changed || err != nil {
@@ -169,6 +169,13 @@ func (r *reconciler) reconcile() (pause time.Duration, patient bool) {
 		return truce, true
 	}
 	return next, false
+}
+
+func (r *reconciler) build(fresh, live []netip.AddrPort, known bool) ruleset.Ruleset {
+	return ruleset.Build(ruleset.Routes{
+		Hooks: ruleset.Node, Intercept: r.cfg.intercepted(), Port: r.cfg.InterceptPort,
+		New: fresh, Live: live, Unknown: !known,
+	})
 }
 
 // leave adds to the live endpoints those that left a moment ago, and says when the first

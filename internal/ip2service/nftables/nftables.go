@@ -20,8 +20,7 @@ import (
 	"github.com/iam4kube/iam4kube/internal/ip2service/ruleset"
 )
 
-// Kernel is the nftables of the network namespace that it is used in. It must not be
-// used by two goroutines at once.
+// Kernel is the nftables of the network namespace that it is used in.
 type Kernel struct{}
 
 var families = map[ruleset.Family]nft.TableFamily{

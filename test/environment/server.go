@@ -2,6 +2,7 @@ package environment
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -306,7 +307,9 @@ func Build(folder string, flags ...string) (path string, err error) {
 	if err != nil {
 		return "", err
 	}
-	path = filepath.Join(cache, "programs"+strings.Join(flags, ""), folder)
+	// Another checkout's programs are others.
+	checkout := fmt.Sprintf("%x", sha256.Sum256([]byte(repository())))[:8]
+	path = filepath.Join(cache, "programs-"+checkout+strings.Join(flags, ""), folder)
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return "", err
 	}

@@ -70,6 +70,7 @@ func ipv6() bool {
 // state is what the kernel has of one table.
 type state struct {
 	exists bool
+	flags  nft.TableFlags
 	owner  uint32
 	// fits says that table, chains and counters are as wanted, so that at most rules
 	// differ.
@@ -85,7 +86,7 @@ func read(conn *nft.Conn, want ruleset.Table) (s state, err error) {
 	} else if err != nil {
 		return s, fmt.Errorf("table: %w", err)
 	}
-	s.exists, s.owner = true, found.Owner
+	s.exists, s.flags, s.owner = true, found.Flags, found.Owner
 	s.rules = map[string][]*nft.Rule{}
 	// Whatever else is in the table, chains, sets or objects, is in its count.
 	s.fits = found.Flags == 0 && found.Use == uint32(len(want.Chains)+len(ruleset.Counters))
@@ -125,13 +126,14 @@ func sameChain(have, want *nft.Chain) bool {
 func plan(conn *nft.Conn, want ruleset.Table, have state) (changes bool) {
 	table := tableOf(want.Family)
 	if !have.fits {
-		// A chain's hook and priority cannot be changed in place. Add and delete again is
-		// delete if it exists.
-		conn.AddTable(table)
+		// A chain's hook and priority cannot be changed in place.
 		if have.exists {
+			// Add and delete again is delete if it exists. Without its flags, adding would
+			// be a change of them, which the kernel refuses for persist.
+			conn.AddTable(&nft.Table{Family: table.Family, Name: table.Name, Flags: have.flags})
 			conn.DelTable(table)
-			conn.AddTable(table)
 		}
+		conn.AddTable(table)
 		for _, name := range ruleset.Counters {
 			conn.AddObj(&nft.CounterObj{Table: table, Name: name})
 		}

@@ -1,0 +1,237 @@
+package rules
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	nft "github.com/google/nftables"
+
+	"github.com/iam4kube/iam4kube/internal/ip2service/nftables"
+	"github.com/iam4kube/iam4kube/internal/ip2service/ruleset"
+	"github.com/iam4kube/iam4kube/test/node"
+)
+
+// instead is a chain of ours with something else about it.
+func instead(chain, changed string) string {
+	return "flush table ip iam4kube; delete chain ip iam4kube " + chain + "; add chain ip iam4kube " + chain + " " + changed
+}
+
+// foreignChanges are what others may do to our tables, as nft commands.
+var foreignChanges = map[string]string{
+	// Case 8: in place, the kernel answers EOPNOTSUPP to those.
+	"guard with another priority":  instead("guard-forward", "{ type filter hook forward priority 0; }"),
+	"guard at another hook":        instead("guard-forward", "{ type filter hook output priority -50; }"),
+	"guard of another type":        instead("guard-input", "{ type nat hook input priority -50; }"),
+	"NAT with another priority":    instead("nat-prerouting", "{ type nat hook prerouting priority -100; }"),
+	"NAT at another hook":          instead("nat-prerouting", "{ type nat hook output priority -110; }"),
+	"NAT that only filters":        instead("nat-prerouting", "{ type filter hook prerouting priority -110; }"),
+	"guard that drops":             "add chain ip iam4kube guard-forward { policy drop; }",
+	"guard without a hook":         instead("guard-forward", ""),
+	"endpoints with a hook":        instead("endpoints", "{ type filter hook forward priority 0; }"),
+	"table dormant":                "add table ip iam4kube { flags dormant; }",
+	"chain deleted":                "flush table ip iam4kube; delete chain ip iam4kube live",
+	"chain renamed":                "rename chain ip iam4kube live alive",
+	"chain instead of ours":        "flush table ip iam4kube; delete chain ip iam4kube live; add chain ip iam4kube more",
+	"chain added":                  "add chain ip iam4kube more",
+	"base chain added":             "add chain ip iam4kube more { type filter hook forward priority -60; }; add rule ip iam4kube more accept",
+	"set added":                    "add set ip iam4kube more { type ipv4_addr; elements = { 10.0.0.1 }; }",
+	"map that is used":             "add map ip iam4kube more { type ipv4_addr : verdict; }; add rule ip iam4kube endpoints ip saddr vmap @more",
+	"counter added":                "add counter ip iam4kube more",
+	"counter deleted":              "flush table ip iam4kube; delete counter ip iam4kube rejected",
+	"quota in a counter's place":   "flush table ip iam4kube; delete counter ip iam4kube rejected; add quota ip iam4kube rejected over 1 bytes",
+	"rule before ours":             "insert rule ip iam4kube guard-forward accept",
+	"rule behind ours":             "add rule ip6 iam4kube endpoints return",
+	"rule among ours":              "add rule ip iam4kube live index 1 return",
+	"rule with a foreign kind":     "insert rule ip iam4kube guard-forward osf name \"Linux\" accept",
+	"rules of one chain gone":      "flush chain ip iam4kube guard-input",
+	"rules of all chains gone":     "flush table ip iam4kube; flush table ip6 iam4kube",
+	"rules in another order":       "flush chain ip iam4kube live; add rule ip iam4kube live ip daddr 10.0.0.2 tcp dport 8080 accept; add rule ip iam4kube live ip daddr 10.0.0.1 tcp dport 8080 accept; add rule ip iam4kube live ip daddr 10.0.0.3 tcp dport 8080 accept",
+	"rule with another address":    "flush chain ip iam4kube live; add rule ip iam4kube live ip daddr 10.0.0.1 tcp dport 8080 accept; add rule ip iam4kube live ip daddr 10.0.0.2 tcp dport 8080 accept; add rule ip iam4kube live ip daddr 10.0.0.4 tcp dport 8080 accept",
+	"NAT of another interface":     "flush chain ip iam4kube nat-prerouting; add rule ip iam4kube nat-prerouting iifname != \"l0\" ip daddr 169.254.169.254 tcp dport 80 jump endpoints",
+	"one table deleted":            "delete table ip6 iam4kube",
+	"both tables deleted":          "delete table ip iam4kube; delete table ip6 iam4kube",
+	"everything flushed":           "flush ruleset",
+	"table made anew, but empty":   "delete table ip iam4kube; add table ip iam4kube",
+	"everything of the table else": "delete table ip iam4kube; add table ip iam4kube; add chain ip iam4kube a; add chain ip iam4kube b; add chain ip iam4kube c; add chain ip iam4kube d; add chain ip iam4kube e; add counter ip iam4kube translated; add counter ip iam4kube rejected",
+}
+
+// Whatever others have changed is as it was after one Sync.
+func TestForeignChangesArePutRight(t *testing.T) {
+	want := goldenOf(t, "node-dual-3")
+	for name, change := range foreignChanges {
+		t.Run(name, func(t *testing.T) {
+			noTables(t)
+			wantSync(t, want.rules, true)
+			node.NFT(t, change)
+			if list(t) == want.text() {
+				t.Fatal("nothing was changed")
+			}
+			wantSync(t, want.rules, true)
+			for _, family := range ruleset.Families { // the order of the tables may be another one
+				if have := node.NFT(t, "--numeric-priority", "list", "table", string(family), ruleset.TableName); have != want.texts[family] {
+					t.Errorf("the rules were not put right:\n%s", have)
+				}
+			}
+			wantSync(t, want.rules, false)
+		})
+	}
+}
+
+// While the endpoints are not known, those of an earlier run stay, and the guard is put
+// right around them.
+func TestEndpointsOfAnEarlierRunStay(t *testing.T) {
+	unknown, earlier := goldenOf(t, "node-unknown"), goldenOf(t, "node-dual-3")
+	t.Run("guard as it was", func(t *testing.T) {
+		noTables(t)
+		wantSync(t, earlier.rules, true)
+		wantSync(t, unknown.rules, false)
+		wantText(t, earlier)
+	})
+	for name, change := range map[string]string{
+		"guard with another priority": "flush chain ip iam4kube guard-forward; delete chain ip iam4kube guard-forward; add chain ip iam4kube guard-forward { type filter hook forward priority 0; }",
+		"guard deleted":               "flush chain ip iam4kube guard-forward; delete chain ip iam4kube guard-forward",
+		"guard without rules":         "flush chain ip iam4kube guard-forward",
+		"table dormant":               "add table ip iam4kube { flags dormant; }",
+		"chain of an older version":   "add chain ip iam4kube older; insert rule ip iam4kube guard-forward jump older",
+	} {
+		t.Run(name, func(t *testing.T) {
+			noTables(t)
+			wantSync(t, earlier.rules, true)
+			node.NFT(t, change)
+			wantSync(t, unknown.rules, true)
+			for _, family := range ruleset.Families {
+				if have := node.NFT(t, "--numeric-priority", "list", "table", string(family), ruleset.TableName); have != earlier.texts[family] {
+					t.Errorf("the guard was not put right around the endpoints:\n%s", have)
+				}
+			}
+		})
+	}
+	t.Run("one family without endpoints", func(t *testing.T) {
+		noTables(t)
+		wantSync(t, earlier.rules, true)
+		node.NFT(t, "delete table ip6 iam4kube")
+		wantSync(t, unknown.rules, true)
+		if have := list(t); have != earlier.texts[ruleset.IPv4]+unknown.texts[ruleset.IPv6] {
+			t.Errorf("want the earlier endpoints of IPv4, and none of IPv6:\n%s", have)
+		}
+	})
+	t.Run("until the endpoints are known", func(t *testing.T) {
+		noTables(t)
+		wantSync(t, earlier.rules, true)
+		wantSync(t, unknown.rules, false)
+		none := goldenOf(t, "node-dual-0")
+		wantSync(t, none.rules, true)
+		wantText(t, none)
+	})
+}
+
+// Case 9. The table of our name in family inet is not one of ours either.
+func TestForeignTablesStayAsTheyAre(t *testing.T) {
+	const foreign = `
+table inet iam4kube {
+	chain endpoints {
+		type filter hook forward priority -50; policy drop;
+	}
+}
+table ip nat {
+	map services {
+		type ipv4_addr . inet_service : verdict
+	}
+	chain PREROUTING {
+		type nat hook prerouting priority -100; policy accept;
+		ip daddr 169.254.169.254 tcp dport 80 counter dnat to 10.9.9.9:80
+	}
+}
+table ip6 other {
+	flags dormant
+	set hosts {
+		type ipv6_addr; flags interval; elements = { fd00::/64 }
+	}
+	counter translated {
+		packets 5 bytes 300
+	}
+	chain guard-forward {
+		type filter hook forward priority -50
+		ip6 daddr @hosts tcp dport 80 log prefix "x" drop
+	}
+}
+table arp other {
+	chain c {
+		type filter hook input priority 0
+	}
+}
+table bridge iam4kube {
+	chain live {
+		type filter hook forward priority 0
+	}
+}
+`
+	noTables(t)
+	node.NFT(t, foreign)
+	foreignText := list(t)
+	check := func() {
+		t.Helper()
+		text := list(t)
+		for _, family := range ruleset.Families {
+			if table := "table " + string(family) + " " + ruleset.TableName + " {"; strings.Contains(text, table) {
+				text = strings.Replace(text, node.NFT(t, "--numeric-priority", "list", "table", string(family), ruleset.TableName), "", 1)
+			}
+		}
+		if text != foreignText {
+			t.Errorf("the foreign tables have become\n%s", text)
+		}
+	}
+	check()
+	for _, name := range []string{"node-dual-0", "node-dual-3", "pod-dual-1", "node-unknown"} {
+		if _, err := kernel.Sync(goldenOf(t, name).rules); err != nil {
+			t.Fatal(err)
+		}
+		check()
+	}
+	for _, want := range []bool{true, false} {
+		if removed, err := kernel.Remove(); err != nil || removed != want {
+			t.Errorf("removed %v, %v, want %v", removed, err, want)
+		}
+		if have := list(t); have != foreignText {
+			t.Errorf("after Remove\n%s", have)
+		}
+	}
+}
+
+// What is there of one family alone is removed too.
+func TestRemoveTakesHalfOfIt(t *testing.T) {
+	noTables(t)
+	node.NFT(t, "add table ip6 iam4kube")
+	if removed, err := kernel.Remove(); err != nil || !removed || list(t) != "" {
+		t.Errorf("removed %v, %v, left: %s", removed, err, list(t))
+	}
+}
+
+// Case 18: a table that somebody owns cannot be changed, and the error says who does. When
+// the owner has gone, one Sync takes it over.
+func TestOwnedTableIsTakenOverWhenItsOwnerEnds(t *testing.T) {
+	const owner, persist = 1 << 1, 1 << 2 // linux/netfilter/nf_tables.h, since Linux 5.12 and 6.9
+	want := goldenOf(t, "node-dual-3")
+	noTables(t)
+	conn, err := nft.New(nft.AsLasting())
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.AddTable(&nft.Table{Family: nft.TableFamilyIPv4, Name: ruleset.TableName, Flags: owner | persist})
+	if err := conn.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	before := list(t)
+	if changed, err := kernel.Sync(want.rules); changed || !errors.Is(err, nftables.ErrOwned) {
+		t.Errorf("while it is owned: changed %v, %v", changed, err)
+	}
+	if after := list(t); after != before {
+		t.Errorf("after the failed Sync, which may have changed nothing:\n%s", after)
+	}
+	if err := conn.CloseLasting(); err != nil {
+		t.Fatal(err)
+	}
+	wantSync(t, want.rules, true)
+	wantText(t, want)
+}

@@ -22,7 +22,12 @@ const metadataAddress = "169.254.169.254:80"
 // serveSource answers each request with the address that it came from.
 func serveSource(t *testing.T) {
 	t.Helper()
-	listener, err := net.Listen("tcp", metadataAddress)
+	serveSourceAt(t, metadataAddress)
+}
+
+func serveSourceAt(t *testing.T, address string) {
+	t.Helper()
+	listener, err := net.Listen("tcp", address)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -36,9 +41,14 @@ func serveSource(t *testing.T) {
 
 func get(t *testing.T, client *http.Client) string {
 	t.Helper()
+	return getFrom(t, client, metadataAddress)
+}
+
+func getFrom(t *testing.T, client *http.Client, address string) string {
+	t.Helper()
 	defer client.CloseIdleConnections()
 	client.Timeout = 5 * time.Second
-	response, err := client.Get("http://" + metadataAddress)
+	response, err := client.Get("http://" + address)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,14 +78,19 @@ func TestPodsReachTheParentFromTheirAddresses(t *testing.T) {
 
 // A lost packet would be sent again after a second, which is as long as an AWS SDK tries.
 func TestFirstPacketOfAPodIsNotLost(t *testing.T) {
-	AddLocal(t, "169.254.169.254/32")
-	serveSource(t)
-	for i := range 10 {
-		pod := AddPod(t, fmt.Sprintf("10.244.2.%d", 1+i))
-		start := time.Now()
-		get(t, pod.HTTPClient())
-		if took := time.Since(start); took >= time.Second {
-			t.Errorf("the first request took %v", took)
+	AddLocal(t, "169.254.169.254/32", "fd00:ec2::254/128")
+	addresses := []string{metadataAddress, "[fd00:ec2::254]:80"}
+	for _, address := range addresses {
+		serveSourceAt(t, address)
+	}
+	for i := range 20 {
+		pod := AddPod(t, fmt.Sprintf("10.244.2.%d", 1+i), fmt.Sprintf("fd00::2:%d", 1+i))
+		for _, address := range addresses {
+			start := time.Now()
+			getFrom(t, pod.HTTPClient(), address)
+			if took := time.Since(start); took >= time.Second {
+				t.Errorf("the first request to %s took %v", address, took)
+			}
 		}
 	}
 }

@@ -97,26 +97,37 @@ func NewPod(addresses ...string) (*Pod, error) {
 	if err := pod.Do(func() error { return ipBatch(inside) }); err != nil {
 		return nil, err
 	}
-	return pod, errors.Join(waitUp(pod.Device), pod.Do(func() error { return waitUp("eth0") }))
+	// What is sent before all this is lost, and TCP sends it again only after a second.
+	up := []string{"-oneline", "link", "show", "dev"}
+	err = errors.Join(waitFor(" state UP ", append(up, pod.Device)...), pod.Do(func() error { return waitFor(" state UP ", append(up, "eth0")...) }))
+	for _, address := range addresses {
+		if ip := netip.MustParseAddr(address); ip.Is6() {
+			local := []string{"-6", "route", "show", "table", "local", "dev"}
+			err = errors.Join(err, waitFor("local "+gateways[false].String()+" ", append(local, pod.Device)...),
+				pod.Do(func() error { return waitFor("local "+ip.String()+" ", append(local, "eth0")...) }))
+		}
+	}
+	return pod, err
 }
 
-// waitUp waits until the kernel has noticed the carrier, which it may take a second for.
-// What is sent before is lost, and TCP sends it again only after another second.
-func waitUp(device string) error {
+// waitFor waits until the command ip shows what the kernel does some time after it was
+// told to: it notices a carrier within a second, and makes an IPv6 address its own a
+// little after it was added.
+func waitFor(part string, show ...string) error {
 	ticker := time.NewTicker(5 * time.Millisecond)
 	defer ticker.Stop()
 	for timeout := time.After(10 * time.Second); ; {
-		output, err := exec.Command("ip", "-oneline", "link", "show", "dev", device).CombinedOutput()
+		output, err := exec.Command("ip", show...).CombinedOutput()
 		if err != nil {
-			return fmt.Errorf("ip link show: %w: %s", err, output)
+			return fmt.Errorf("ip %q: %w: %s", show, err, output)
 		}
-		if strings.Contains(string(output), " state UP ") {
+		if strings.Contains(string(output), part) {
 			return nil
 		}
 		select {
 		case <-ticker.C:
 		case <-timeout:
-			return fmt.Errorf("the link does not come up: %s", output)
+			return fmt.Errorf("ip %q does not show %q: %s", show, part, output)
 		}
 	}
 }

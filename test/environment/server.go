@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -324,6 +325,9 @@ func Build(folder string, flags ...string) (path string, err error) {
 	}
 	command := exec.Command("go", append(append([]string{"build"}, flags...), "-o", path, ".")...)
 	command.Dir = filepath.Join(repository(), folder)
+	if !slices.Contains(flags, "-race") {
+		command.Env = append(os.Environ(), "CGO_ENABLED=0") // as make build does
+	}
 	if output, err := command.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("building %s: %w: %s", folder, err, output)
 	}

@@ -10,7 +10,6 @@ package nftables
 import (
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 
 	nft "github.com/google/nftables"
@@ -61,10 +60,13 @@ func (Kernel) Sync(want ruleset.Ruleset) (changed bool, err error) {
 }
 
 // ipv6 says whether the kernel has IPv6. Without it there is no table in its family, and
-// nothing to guard.
+// nothing to guard. /proc would say it too, but need not be mounted.
 func ipv6() bool {
-	_, err := os.Stat("/proc/net/if_inet6")
-	return err == nil
+	socket, err := unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err == nil {
+		_ = unix.Close(socket)
+	}
+	return !errors.Is(err, unix.EAFNOSUPPORT)
 }
 
 // state is what the kernel has of one table.

@@ -32,8 +32,6 @@ func runPod(ctx context.Context, cfg Config, log *zap.Logger) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, cfg.ProbeTimeout)
-	defer cancel()
 	probes := cfg.probes(own)
 	if len(probes) == 0 {
 		log.Warn("the pod starts without credentials", zap.String(logging.Cause, "it has no address in a family of --to"))
@@ -70,7 +68,7 @@ func (c Config) probes(own []netip.Addr) []probe.Probe {
 		}
 		probes = append(probes, probe.Probe{
 			Address: netip.AddrPortFrom(c.intercepted()[intercepted], c.InterceptPort),
-			Behind:  to, PodIPs: podIPs, Wait: c.Wait,
+			Behind:  to, PodIPs: podIPs, Wait: c.Wait, Timeout: c.ProbeTimeout,
 		})
 	}
 	return probes

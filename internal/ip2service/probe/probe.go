@@ -31,6 +31,9 @@ type Probe struct {
 	PodIPs []netip.Addr
 	// Wait is how long the server may wait for what it has not seen yet.
 	Wait time.Duration
+	// Timeout is after what time nothing is tried again. It cuts no try off: a server
+	// that came late may still wait.
+	Timeout time.Duration
 }
 
 const (
@@ -55,9 +58,10 @@ const (
 // there is something to answer with.
 type Without string
 
-// Run asks until there is an answer or ctx ends. The error says what is likely to be
-// wrong and that the pod must not start.
+// Run asks until there is an answer, the time is over or ctx ends. The error says what is
+// likely to be wrong and that the pod must not start.
 func (p Probe) Run(ctx context.Context) (Without, error) {
+	end := time.Now().Add(p.Timeout)
 	client := &http.Client{
 		Transport: &http.Transport{
 			DisableKeepAlives: true, // each try is a new connection
@@ -71,12 +75,16 @@ func (p Probe) Run(ctx context.Context) (Without, error) {
 		if _, again := errors.AsType[*unreached](err); !again {
 			return without, err
 		}
-		timer := time.NewTimer(pause/2 + rand.N(pause))
+		left := time.Until(end)
+		if left <= 0 {
+			return "", err
+		}
+		timer := time.NewTimer(min(pause/2+rand.N(pause), left))
 		select {
 		case <-timer.C:
 		case <-ctx.Done():
 			timer.Stop()
-			return "", err
+			return "", fmt.Errorf("stopped before a server answered: %w", err)
 		}
 	}
 }
@@ -142,7 +150,7 @@ func (p Probe) explain(err error) error {
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED):
 		hint = "refused: there is no ready server (kubectl -n iam4kube get pods,endpointslices), or a NetworkPolicy rejects the traffic"
-	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):
+	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.EACCES):
 		hint = "no route: the pod has no address in this family, or a firewall rejects the traffic"
 	case errors.As(err, &timeout) && timeout.Timeout(), errors.Is(err, os.ErrDeadlineExceeded):
 		hint = "nobody answers: a NetworkPolicy drops the traffic from this pod or to the server, or the network plugin does not translate the Service's address for it (Cilium's full socket load balancing: set socketLB.hostNamespaceOnly=true)"

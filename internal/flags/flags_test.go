@@ -3,9 +3,12 @@ package flags
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"math"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -19,6 +22,8 @@ type program struct {
 	number                    int
 	rate                      float64
 	on, off                   bool
+	ips                       []netip.Addr
+	to                        []netip.AddrPort
 }
 
 func newProgram() *program {
@@ -32,6 +37,8 @@ func newProgram() *program {
 	p.set.Float(&p.rate, "rate", "10", 0.5, 1000, "a rate")
 	p.set.Bool(&p.on, "on", "true", "a switch")
 	p.set.Bool(&p.off, "off", "false", "a switch")
+	p.set.IPs(&p.ips, "ip", "192.0.2.1,2001:db8::1", "addresses")
+	p.set.AddrPorts(&p.to, "to", "", "addresses with a port")
 	return p
 }
 
@@ -46,8 +53,11 @@ func TestDefaults(t *testing.T) {
 	}
 	got := *p
 	got.set = nil
-	want := program{text: "initial", choice: "a", where: ":8080", duration: 15 * time.Second, number: 20, rate: 10, on: true}
-	if got != want {
+	want := program{
+		text: "initial", choice: "a", where: ":8080", duration: 15 * time.Second, number: 20, rate: 10, on: true,
+		ips: []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")},
+	}
+	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 }
@@ -77,6 +87,12 @@ func TestAccepted(t *testing.T) {
 		{"number", "100", func(p *program) bool { return p.number == 100 }},
 		{"rate", "0.5", func(p *program) bool { return p.rate == 0.5 }},
 		{"rate", "1e3", func(p *program) bool { return p.rate == 1000 }},
+		{"ip", "169.254.169.254", func(p *program) bool { return fmt.Sprint(p.ips) == "[169.254.169.254]" }},
+		{"ip", "fd00:EC2:0::254,10.0.0.1", func(p *program) bool { return fmt.Sprint(p.ips) == "[fd00:ec2::254 10.0.0.1]" }},
+		{"ip", "", func(p *program) bool { return len(p.ips) == 0 }},
+		{"ip", ",10.0.0.1,", func(p *program) bool { return fmt.Sprint(p.ips) == "[10.0.0.1]" }},
+		{"to", "10.96.0.7:80", func(p *program) bool { return fmt.Sprint(p.to) == "[10.96.0.7:80]" }},
+		{"to", "[fd00::7]:65535,10.96.0.7:1", func(p *program) bool { return fmt.Sprint(p.to) == "[[fd00::7]:65535 10.96.0.7:1]" }},
 	} {
 		for _, arguments := range [][]string{
 			{"-" + tc.name, tc.value}, {"--" + tc.name, tc.value}, {"-" + tc.name + "=" + tc.value}, {"--" + tc.name + "=" + tc.value},
@@ -95,6 +111,30 @@ func TestAccepted(t *testing.T) {
 	for _, argument := range []string{"-on=false", "--on=0"} {
 		if p := newProgram(); p.parse(argument) != nil || p.on {
 			t.Errorf("%q does not switch off", argument)
+		}
+	}
+}
+
+// The first one takes the place of the default, the others are added.
+func TestListsMayBeRepeated(t *testing.T) {
+	p := newProgram()
+	if err := p.parse("--ip", "10.0.0.1", "--to=10.96.0.7:80", "-ip=10.0.0.2,10.0.0.3", "--ip", "10.0.0.1", "-to", "[fd00::7]:80"); err != nil {
+		t.Fatal(err)
+	}
+	if got := fmt.Sprint(p.ips, p.to); got != "[10.0.0.1 10.0.0.2 10.0.0.3 10.0.0.1] [10.96.0.7:80 [fd00::7]:80]" {
+		t.Errorf("got %s", got)
+	}
+}
+
+// Given is about the command line, not about the value.
+func TestGiven(t *testing.T) {
+	p := newProgram()
+	if err := p.parse("--number", "20", "-ip=", "--off=false"); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]bool{"number": true, "ip": true, "off": true, "to": false, "on": false, "text": false, "unknown": false} {
+		if got := p.set.Given(name); got != want {
+			t.Errorf("%s: got %t", name, got)
 		}
 	}
 }
@@ -130,11 +170,32 @@ func TestRefused(t *testing.T) {
 		{[]string{"--rate=0.4"}, []string{"rate", "from 0.5 to 1000"}},
 		{[]string{"--rate=NaN"}, []string{"rate", "from 0.5 to 1000"}},
 		{[]string{"--rate=Inf"}, []string{"rate", "from 0.5 to 1000"}},
+		{[]string{"--ip=host"}, []string{"ip", `"host"`, "an IP address, such as 169.254.169.254 or fd00:ec2::254"}},
+		{[]string{"--ip=10.0.0.0/8"}, []string{"ip", "an IP address"}},
+		{[]string{"--ip=10.0.0.1:80"}, []string{"ip", "an IP address"}},
+		{[]string{"--ip=10.0.0.1 10.0.0.2"}, []string{"ip", "an IP address"}},
+		{[]string{"--ip=10.0.0.1, 10.0.0.2"}, []string{"ip", "an IP address"}},
+		{[]string{"--ip=010.0.0.1"}, []string{"ip", "an IP address"}},
+		{[]string{"--ip=fe80::1%eth0"}, []string{"ip", "an IP address"}},
+		{[]string{"--ip=::ffff:10.0.0.1"}, []string{"ip", "an IP address"}},
+		{[]string{"--ip=0.0.0.0"}, []string{"ip", "an IP address"}},
+		{[]string{"--ip=::"}, []string{"ip", "an IP address"}},
+		{[]string{"--ip=10.0.0.1", "--ip=x"}, []string{"ip", `"x"`, "an IP address"}},
+		{[]string{"--to=10.96.0.7"}, []string{"to", `"10.96.0.7"`, "IP:PORT, such as 10.96.0.7:80 or [fd00::7]:80"}},
+		{[]string{"--to=:80"}, []string{"to", "IP:PORT"}},
+		{[]string{"--to=10.96.0.7:0"}, []string{"to", "IP:PORT"}},
+		{[]string{"--to=10.96.0.7:65536"}, []string{"to", "IP:PORT"}},
+		{[]string{"--to=10.96.0.7:http"}, []string{"to", "IP:PORT"}},
+		{[]string{"--to=fd00::7:80"}, []string{"to", "IP:PORT"}},
+		{[]string{"--to=[fe80::7%eth0]:80"}, []string{"to", "IP:PORT"}},
+		{[]string{"--to=[::ffff:10.96.0.7]:80"}, []string{"to", "IP:PORT"}},
+		{[]string{"--to=0.0.0.0:80"}, []string{"to", "IP:PORT"}},
+		{[]string{"--to"}, []string{"--to", "needs a value", "addresses with a port"}},
 		{[]string{"--on=maybe"}, []string{"on", "true or false"}},
 		{[]string{"--on", "false"}, []string{`"false"`, "--name=false"}},
 		{[]string{"--choice"}, []string{"--choice", "needs a value", "a, b"}},
 		{[]string{"-duration"}, []string{"--duration", "needs a value", "a time"}},
-		{[]string{"--unknown"}, []string{"-unknown", "--choice, --duration, --file, --number"}},
+		{[]string{"--unknown"}, []string{"-unknown", "--choice, --duration, --file, --ip, --number"}},
 		{[]string{"--unknown=1"}, []string{"-unknown", "--choice"}},
 		{[]string{"--Choice=a"}, []string{"-Choice", "--choice"}},
 		{[]string{"---choice=a"}, []string{"---choice=a", "--NAME=VALUE"}},
@@ -162,11 +223,11 @@ func TestHelpNamesEveryFlagWithItsDefault(t *testing.T) {
 	for _, argument := range []string{"-h", "--h", "-help", "--help"} {
 		var out bytes.Buffer
 		// The defaults, not what was set before.
-		if err := newProgram().set.Parse([]string{"--number=7", argument}, &out); !errors.Is(err, ErrHelp) {
+		if err := newProgram().set.Parse([]string{"--number=7", "--ip=10.0.0.1", argument}, &out); !errors.Is(err, ErrHelp) {
 			t.Fatal(err)
 		}
 		for _, line := range []string{
-			`--choice "a"`, `--duration "15s"`, `--file ""`, `--number "20"`, `--off "false"`, `--on "true"`,
+			`--choice "a"`, `--duration "15s"`, `--file ""`, `--ip "192.0.2.1,2001:db8::1"`, `--number "20"`, `--off "false"`, `--on "true"`,
 			`--rate "10"`, `--text "initial"`, `--where ":8080"`, "one of two: a, b",
 		} {
 			if !strings.Contains(out.String(), line) {

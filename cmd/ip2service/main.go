@@ -19,6 +19,7 @@ import (
 
 	"github.com/iam4kube/iam4kube/internal/flags"
 	"github.com/iam4kube/iam4kube/internal/ip2service"
+	"github.com/iam4kube/iam4kube/internal/ip2service/ruleset"
 	"github.com/iam4kube/iam4kube/internal/logging"
 )
 
@@ -147,8 +148,8 @@ func checkPod(cfg ip2service.Config) error {
 		}
 	}
 	for _, to := range cfg.To {
-		if slices.Contains(cfg.InterceptIPs, to.Addr()) {
-			return fmt.Errorf("--to %s is an address that is intercepted", to)
+		if slices.Contains(append([]netip.Addr{ruleset.MetadataIPv4, ruleset.MetadataIPv6}, cfg.InterceptIPs...), to.Addr()) {
+			return fmt.Errorf("--to %s is an address that is intercepted or rejected, want that of the Service", to)
 		}
 	}
 	return nil

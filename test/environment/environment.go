@@ -3,8 +3,8 @@
 // with the rights of manifests/ and no others.
 //
 // Pods are objects of the API whose addresses are loopback addresses, so a test sends a
-// pod's request by binding the pod's address. Packets through network namespaces are not
-// made here.
+// pod's request by binding the pod's address. Network namespaces (package netns) are made
+// by the tests that need them.
 package environment
 
 import (

@@ -27,6 +27,7 @@ import (
 	"github.com/iam4kube/iam4kube/internal/logging"
 	"github.com/iam4kube/iam4kube/internal/server"
 	"github.com/iam4kube/iam4kube/test/controlplane"
+	"github.com/iam4kube/iam4kube/test/netns"
 )
 
 // Server is a running iam4kube server.
@@ -68,7 +69,18 @@ func (e *Environment) Start(t testing.TB, cfg server.Config) *Server {
 // the returned process is stopped by SIGTERM with the test.
 func (e *Environment) StartProcess(t testing.TB, flags ...string) (*Server, *os.Process) {
 	t.Helper()
-	return e.startProgram(t, Program(t), flags)
+	return e.startProgram(t, Program(t), (*exec.Cmd).Start, flags)
+}
+
+// StartInPod is StartProcess in a pod's network namespace. The API server and the fake STS
+// have the addresses there that they have here.
+func (e *Environment) StartInPod(t testing.TB, pod *netns.Pod, flags ...string) (*Server, *os.Process) {
+	t.Helper()
+	for _, url := range []string{e.ControlPlane.Config().Host, e.sts.URL} {
+		_, address, _ := strings.Cut(url, "://")
+		pod.Forward(t, address)
+	}
+	return e.startProgram(t, Program(t), pod.Start, flags)
 }
 
 // StartReleased is StartProcess with the program as it is released, without the race
@@ -79,12 +91,12 @@ func (e *Environment) StartReleased(t testing.TB, flags ...string) (*Server, *os
 	if err != nil {
 		t.Fatal(err)
 	}
-	return e.startProgram(t, path, flags)
+	return e.startProgram(t, path, (*exec.Cmd).Start, flags)
 }
 
 var released = sync.OnceValues(func() (string, error) { return Build("cmd/server", "-trimpath") })
 
-func (e *Environment) startProgram(t testing.TB, path string, flags []string) (*Server, *os.Process) {
+func (e *Environment) startProgram(t testing.TB, path string, start func(*exec.Cmd) error, flags []string) (*Server, *os.Process) {
 	t.Helper()
 	cfg := e.Config(t)
 	s := e.newServer()
@@ -95,7 +107,7 @@ func (e *Environment) startProgram(t testing.TB, path string, flags []string) (*
 	command.Stderr = &s.Logs
 	command.Env = append(os.Environ(), e.AWSEnviron()...)
 	command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := command.Start(); err != nil {
+	if err := start(command); err != nil {
 		t.Fatal(err)
 	}
 	s.stop = func() { _ = command.Process.Signal(syscall.SIGTERM) }
@@ -173,9 +185,12 @@ func (s *Server) Readyz(t testing.TB) (status int, body string) {
 	return s.aux(t, "/readyz")
 }
 
+// auxClient uses no proxy, as http.DefaultClient would for the address of a pod.
+var auxClient = &http.Client{Transport: &http.Transport{}}
+
 func (s *Server) aux(t testing.TB, path string) (status int, body string) {
 	t.Helper()
-	response, err := http.Get("http://" + s.Aux + path)
+	response, err := auxClient.Get("http://" + s.Aux + path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -193,7 +208,7 @@ func (s *Server) aux(t testing.TB, path string) (status int, body string) {
 // Metrics returns what /metrics says.
 func (s *Server) Metrics(t testing.TB) map[string]*dto.MetricFamily {
 	t.Helper()
-	response, err := http.Get("http://" + s.Aux + "/metrics")
+	response, err := auxClient.Get("http://" + s.Aux + "/metrics")
 	if err != nil {
 		t.Fatal(err)
 	}

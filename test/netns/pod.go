@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -222,6 +223,41 @@ func (p *Pod) Listen(network, address string) (listener net.Listener, err error)
 		return err
 	})
 	return listener, err
+}
+
+// Forward makes what listens on a TCP address of the test's own namespace, such as
+// 127.0.0.1:6443, answer at the same address in the pod, until the test ends.
+func (p *Pod) Forward(t testing.TB, address string) {
+	t.Helper()
+	listener, err := p.Listen("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { listener.Close() })
+	go func() {
+		for {
+			inside, err := listener.Accept()
+			if err != nil {
+				return // closed
+			}
+			go relay(inside, address)
+		}
+	}()
+}
+
+// relay copies until either side ends, which ends the other.
+func relay(inside net.Conn, address string) {
+	defer inside.Close()
+	outside, err := net.Dial("tcp", address)
+	if err != nil {
+		return
+	}
+	defer outside.Close()
+	go func() {
+		_, _ = io.Copy(outside, inside) // an error is an end
+		outside.Close()
+	}()
+	_, _ = io.Copy(inside, outside)
 }
 
 // HTTPClient is a client whose connections come from the pod. It uses no proxy.

@@ -44,7 +44,7 @@ var (
 		{name: "aws-sdk-go", command: built(goV1)},
 		{name: "boto3", command: debian("/usr/bin/python3", "-B", "boto3/client.py")},
 		{name: "awscli", command: debian("/bin/sh", "-c", "aws configure export-credentials && aws configure list"), read: regionOfCLI},
-		{name: "aws-sdk-js-v3", command: node("js/client.mjs")},
+		{name: "aws-sdk-js-v3", command: nodeJS("js/client.mjs")},
 	}
 )
 
@@ -64,7 +64,7 @@ func debian(command ...string) func(*testing.T) []string {
 	return func(*testing.T) []string { return command }
 }
 
-func node(script string) func(*testing.T) []string {
+func nodeJS(script string) func(*testing.T) []string {
 	return func(t *testing.T) []string {
 		t.Helper()
 		program, err := exec.LookPath("node")
@@ -98,8 +98,8 @@ func (c client) runWith(t *testing.T, p pod, environ []string, arguments ...stri
 	return f
 }
 
-// try is runWith where there may be nothing. The client's environment has nothing of the
-// test's, where AWS is configured for the server.
+// try is runWith where there may be nothing, or a part only, which is an error. The
+// client's environment has nothing of the test's, where AWS is configured for the server.
 func (c client) try(t *testing.T, p pod, environ []string, arguments ...string) (f found, err error) {
 	t.Helper()
 	netns.Require(t)
@@ -121,6 +121,9 @@ func (c client) try(t *testing.T, p pod, environ []string, arguments ...string) 
 	}
 	if c.read != nil {
 		c.read(stdout.Bytes(), &f)
+	}
+	if f.AccessKeyId == "" || f.Region == "" {
+		return f, fmt.Errorf("%s found AccessKeyId %q, region %q: %s", c.name, f.AccessKeyId, f.Region, stderr.String())
 	}
 	return f, nil
 }

@@ -2,8 +2,9 @@
 // where 169.254.169.254:80 leads to the server with the pod's own source address. The
 // clients have no configuration: what they find, they find at the metadata service.
 //
-// How packets get to the server on a real node is not tested here: there the address is
-// simply the server's own.
+// In most tests the address is simply the server's own. Where servers are replaced
+// (replicas_test.go), they are in pods too and ip2service leads the clients to them; its
+// rules as such are package routing's.
 package clients
 
 import (
@@ -15,6 +16,7 @@ import (
 	"github.com/iam4kube/iam4kube/test/controlplane"
 	"github.com/iam4kube/iam4kube/test/environment"
 	"github.com/iam4kube/iam4kube/test/netns"
+	"github.com/iam4kube/iam4kube/test/node"
 )
 
 // env is shared by the tests; each makes namespaces, roles and pods of its own. They do
@@ -29,6 +31,12 @@ func TestMain(m *testing.M) {
 		}
 	}
 	netns.Main(m, func() int {
+		// Programs with the race detector would sleep for a second before they exit, in
+		// case that something still runs: nothing does, they have joined it.
+		if err := os.Setenv("GORACE", "atexit_sleep_ms=0"); err != nil {
+			fmt.Fprintln(os.Stderr, "clients:", err)
+			return 1
+		}
 		return environment.Main(m, func(e *environment.Environment) { env = e })
 	})
 }
@@ -38,6 +46,9 @@ func build() error {
 		return err
 	}
 	if _, err := environment.Build("cmd/server", "-race"); err != nil {
+		return err
+	}
+	if _, err := node.Program(true); err != nil {
 		return err
 	}
 	for _, folder := range []string{goV1, goV2} {

@@ -1,0 +1,100 @@
+package ip2service
+
+import (
+	"errors"
+	"maps"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+	"go.uber.org/zap"
+
+	"github.com/iam4kube/iam4kube/internal/ip2service/ruleset"
+)
+
+// counts are the kernel's counters of one family.
+func counts(translated, rejected uint64) map[string]uint64 {
+	return map[string]uint64{ruleset.Translated: translated, ruleset.Rejected: rejected}
+}
+
+// The kernel's counters begin anew with their table; those of /metrics never go back.
+func TestCountersSurviveTheTables(t *testing.T) {
+	var kernel map[ruleset.Family]map[string]uint64
+	var broken error
+	p := &packets{
+		read: func() (map[ruleset.Family]map[string]uint64, error) { return kernel, broken },
+		last: map[series]uint64{}, base: map[series]uint64{},
+	}
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(p)
+	check := func(ipv4, ipv6 map[string]uint64) {
+		t.Helper()
+		for family, want := range map[ruleset.Family]map[string]uint64{ruleset.IPv4: ipv4, ruleset.IPv6: ipv6} {
+			have := counts(
+				uint64(metric(t, registry, "iam4kube_translated_connections_total", string(family))),
+				uint64(metric(t, registry, "iam4kube_guard_rejected_packets_total", string(family))),
+			)
+			if !maps.Equal(have, want) {
+				t.Errorf("%s: %v, want %v", family, have, want)
+			}
+		}
+	}
+	check(counts(0, 0), counts(0, 0)) // no table
+	kernel = map[ruleset.Family]map[string]uint64{ruleset.IPv4: counts(5, 7), ruleset.IPv6: counts(1, 2)}
+	check(counts(5, 7), counts(1, 2))
+	check(counts(5, 7), counts(1, 2))
+	kernel[ruleset.IPv4] = counts(3, 0) // made anew
+	check(counts(8, 7), counts(1, 2))
+	kernel[ruleset.IPv4] = counts(4, 9)
+	check(counts(9, 16), counts(1, 2))
+	delete(kernel, ruleset.IPv6) // deleted
+	check(counts(9, 16), counts(1, 2))
+	kernel[ruleset.IPv6] = counts(1, 1)
+	check(counts(9, 16), counts(2, 3))
+
+	broken = errors.New("no netlink")
+	if _, err := registry.Gather(); err == nil || !strings.Contains(err.Error(), broken.Error()) {
+		t.Errorf("an error of the kernel is not passed on: %v", err)
+	}
+	broken = nil
+	check(counts(9, 16), counts(2, 3))
+}
+
+// All metrics of a node are named and typed as Prometheus wants it.
+func TestMetricsOfANodeAreClean(t *testing.T) {
+	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
+	const content = `{"clusters":[{"name":"c","cluster":{"server":"http://127.0.0.1:1"}}],"contexts":[{"name":"c","context":{"cluster":"c"}}],"current-context":"c"}`
+	if err := os.WriteFile(kubeconfig, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n := &node{cfg: Config{Kubeconfig: kubeconfig}, log: zap.NewNop(), registry: prometheus.NewRegistry()}
+	n.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		&packets{read: func() (map[ruleset.Family]map[string]uint64, error) { return nil, nil }, last: map[series]uint64{}})
+	n.reconciler = newReconciler(n.cfg, &fakeKernel{changed: func() {}}, (&fakeMachine{}).look, newMetrics(n.registry), n.log)
+	if err := n.build(); err != nil {
+		t.Fatal(err)
+	}
+	defer n.hangUp()
+	n.reconciler.reconcile()
+	families, err := n.registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	problems, err := promlint.NewWithMetricFamilies(families).Lint()
+	if err != nil || len(problems) > 0 {
+		t.Errorf("%v, %v", problems, err)
+	}
+	names := map[string]bool{}
+	for _, f := range families {
+		names[f.GetName()] = true
+	}
+	for _, one := range []string{"go_goroutines", "iam4kube_endpoints", "iam4kube_translated_connections_total", "iam4kube_informer_synced"} {
+		if !names[one] {
+			t.Errorf("%s is missing, and its collector with it", one)
+		}
+	}
+}

@@ -1,0 +1,273 @@
+package ip2service
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/iam4kube/iam4kube/internal/ip2service/backends"
+	"github.com/iam4kube/iam4kube/internal/ip2service/ruleset"
+)
+
+// fakeKernel behaves as nftables.Kernel does with one program that watches it, and fails
+// when the test says so, before or after the effect, which the real one does not. What
+// the real one does with rules is tested in test/rules.
+type fakeKernel struct {
+	// changed is told of each change, also of those by Sync, as nftables.Kernel.Watch does.
+	changed func()
+
+	mu    sync.Mutex
+	rules ruleset.Ruleset
+	// rival changes the rules after each change by Sync, as a program that watches too.
+	rival         func()
+	before, after error
+	syncs         []time.Time
+}
+
+// Sync implements kernel.
+func (k *fakeKernel) Sync(want ruleset.Ruleset) (changed bool, err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.syncs = append(k.syncs, time.Now())
+	if k.before != nil {
+		return false, k.before
+	}
+	rules := make(ruleset.Ruleset, 0, len(want))
+	for i, table := range want {
+		table.Chains = slices.Clone(table.Chains)
+		for j, c := range table.Chains {
+			if c.Keep && len(k.rules) > 0 {
+				same := func(have ruleset.Chain) bool { return have.Name == c.Name }
+				if there := slices.IndexFunc(k.rules[i].Chains, same); there >= 0 {
+					table.Chains[j] = k.rules[i].Chains[there]
+				}
+			}
+		}
+		rules = append(rules, table)
+	}
+	if text(rules) != text(k.rules) {
+		k.rules, changed = rules, true
+		k.changed()
+		if k.rival != nil {
+			k.rival()
+			k.changed()
+		}
+	}
+	return changed && k.after == nil, k.after
+}
+
+// flush is what somebody else does, without a word if nobody is told.
+func (k *fakeKernel) flush(told bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.rules = nil
+	if told {
+		k.changed()
+	}
+}
+
+// setRival lets another program want other rules, or no more.
+func (k *fakeKernel) setRival(change func()) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.rival = change
+}
+
+// fail makes Sync fail from now on; nil ends it.
+func (k *fakeKernel) fail(before, after error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.before, k.after = before, after
+}
+
+func (k *fakeKernel) text() string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return text(k.rules)
+}
+
+// takeSyncs are the times of the calls since it was last called.
+func (k *fakeKernel) takeSyncs() []time.Time {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	taken := k.syncs
+	k.syncs = nil
+	return taken
+}
+
+func text(rules ruleset.Ruleset) string {
+	var b strings.Builder
+	for _, table := range rules {
+		b.WriteString(table.String())
+	}
+	return b.String()
+}
+
+// fakeMachine is a node with all that a real one cannot be made to have.
+type fakeMachine struct {
+	mu       sync.Mutex
+	err      error
+	owns     []netip.Addr
+	unserved map[ruleset.Family]error
+	bpf      []string
+}
+
+func (m *fakeMachine) change(change func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	change()
+}
+
+func (m *fakeMachine) look() (machine, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return &fakeMachine{owns: m.owns, unserved: m.unserved, bpf: m.bpf}, m.err
+}
+
+// Owns implements machine.
+func (m *fakeMachine) Owns(a netip.Addr) bool { return slices.Contains(m.owns, a) }
+
+// Unserved implements machine.
+func (m *fakeMachine) Unserved(family ruleset.Family) error { return m.unserved[family] }
+
+// BPF implements machine.
+func (m *fakeMachine) BPF() []string { return m.bpf }
+
+// rig is a reconciler on the fakes.
+type rig struct {
+	*reconciler
+	kernel   *fakeKernel
+	machine  *fakeMachine
+	logs     *observer.ObservedLogs
+	registry *prometheus.Registry
+}
+
+func newRig() *rig {
+	b := &rig{kernel: &fakeKernel{}, machine: &fakeMachine{}, registry: prometheus.NewRegistry()}
+	core, logs := observer.New(zapcore.DebugLevel)
+	b.logs = logs
+	b.reconciler = newReconciler(Config{InterceptPort: 80, ServiceTargetPort: "http"}, b.kernel, b.machine.look, newMetrics(b.registry), zap.New(core))
+	b.kernel.changed = b.Trigger
+	return b
+}
+
+// startRig is a rig in a bubble that works until the test ends, and has nothing to do now.
+func startRig(t *testing.T) *rig {
+	t.Helper()
+	b := newRig()
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error)
+	go func() { ended <- b.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+	synctest.Wait()
+	return b
+}
+
+// advance lets simulated time pass, and then everything that is due happen.
+func advance(d time.Duration) {
+	time.Sleep(d) //nolint:forbidigo // costs no real time
+	synctest.Wait()
+}
+
+// Endpoints of the tests.
+const (
+	one, two, six = "10.0.0.1:8080", "10.0.0.2:8080", "[fd00::1]:8080"
+)
+
+// list makes these, of the form "STATE ADDRESS", the endpoints, and waits until what
+// follows has happened.
+func (b *rig) list(endpoints ...string) {
+	slice := backends.Slice{Name: "s"}
+	for _, e := range endpoints {
+		state, address, _ := strings.Cut(e, " ")
+		slice.Endpoints = append(slice.Endpoints, backends.Endpoint{
+			Address: netip.MustParseAddrPort(address), State: backends.State(state), Node: "n",
+		})
+	}
+	b.set.Replace([]backends.Slice{slice})
+	synctest.Wait()
+}
+
+// routed is the text of the rules that lead to the new endpoints and let the live ones be.
+func routed(fresh, live []string) string {
+	parse := func(all []string) (addresses []netip.AddrPort) {
+		for _, a := range all {
+			addresses = append(addresses, netip.MustParseAddrPort(a))
+		}
+		return addresses
+	}
+	return text(ruleset.Build(ruleset.Routes{
+		Hooks: ruleset.Node, Intercept: []netip.Addr{ruleset.MetadataIPv4, ruleset.MetadataIPv6}, Port: 80, New: parse(fresh), Live: parse(live),
+	}))
+}
+
+func (b *rig) wantRules(t *testing.T, fresh, live []string) {
+	t.Helper()
+	if have := b.kernel.text(); have != routed(fresh, live) {
+		t.Errorf("want new connections to %v and old ones of %v, have\n%s", fresh, live, have)
+	}
+}
+
+func (b *rig) wantErr(t *testing.T, want error) {
+	t.Helper()
+	if err := b.Err(); !errors.Is(err, want) {
+		t.Errorf("Err: %v, want %v", err, want)
+	}
+}
+
+// takeLogs are the messages that were logged since it was last called.
+func (b *rig) takeLogs() (messages []string) {
+	for _, e := range b.logs.TakeAll() {
+		messages = append(messages, e.Message)
+	}
+	return messages
+}
+
+// count is how often a message is among them.
+func count(messages []string, part string) (n int) {
+	for _, m := range messages {
+		if strings.Contains(m, part) {
+			n++
+		}
+	}
+	return n
+}
+
+// metric is the value of a counter or gauge, or the count of a histogram, with this label.
+func (b *rig) metric(t *testing.T, name, label string) float64 {
+	t.Helper()
+	return metric(t, b.registry, name, label)
+}
+
+func metric(t *testing.T, registry prometheus.Gatherer, name, label string) float64 {
+	t.Helper()
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			if f.GetName() == name && (label == "" || m.GetLabel()[0].GetValue() == label) {
+				return m.GetCounter().GetValue() + m.GetGauge().GetValue() + float64(m.GetHistogram().GetSampleCount())
+			}
+		}
+	}
+	t.Fatalf("no series %s %s", name, label)
+	return 0
+}

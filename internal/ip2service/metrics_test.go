@@ -1,3 +1,5 @@
+//go:build !podonly
+
 package ip2service
 
 import (
@@ -5,7 +7,6 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -56,11 +57,12 @@ func TestCountersSurviveTheTables(t *testing.T) {
 	kernel[ruleset.IPv6] = counts(1, 1)
 	check(counts(9, 16), counts(2, 3))
 
+	// Without an answer the last ones stand, and the other metrics are there.
 	broken = errors.New("no netlink")
-	if _, err := registry.Gather(); err == nil || !strings.Contains(err.Error(), broken.Error()) {
-		t.Errorf("an error of the kernel is not passed on: %v", err)
-	}
-	broken = nil
+	answer := kernel
+	kernel = nil
+	check(counts(9, 16), counts(2, 3))
+	kernel, broken = answer, nil
 	check(counts(9, 16), counts(2, 3))
 }
 

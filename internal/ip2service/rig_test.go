@@ -1,3 +1,5 @@
+//go:build !podonly
+
 package ip2service
 
 import (
@@ -75,6 +77,22 @@ func (k *fakeKernel) flush(told bool) {
 	if told {
 		k.changed()
 	}
+}
+
+// spoilGuard takes the guard's rules away and leaves the rest.
+func (k *fakeKernel) spoilGuard() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for i, table := range k.rules {
+		chains := slices.Clone(table.Chains)
+		for j := range chains {
+			if chains[j].Hook != "" {
+				chains[j].Rules = nil
+			}
+		}
+		k.rules[i].Chains = chains
+	}
+	k.changed()
 }
 
 // setRival lets another program want other rules, or no more.

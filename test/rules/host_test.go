@@ -91,7 +91,7 @@ func TestBridgeOfPodsNeedsNetfilterOnIt(t *testing.T) {
 	var (
 		bridge = []string{"link add cni0 type bridge"}
 		port   = []string{"link add port type veth peer name pod", "link set port master cni0"}
-		ipv4   = []string{"address add 10.244.0.1/24 dev cni0"}
+		ipv4   = []string{"address add 10.244.0.1/24 dev cni0", "address add fe80::1/64 dev cni0"} // the latter makes no gateway
 		ipv6   = []string{"address add fd00:10:244::1/64 dev cni0"}
 	)
 	for name, c := range map[string]struct {

@@ -39,8 +39,9 @@ test: test-unit test-tools ## everything, as root on Debian: real API server, re
 	cd test && go test -race -p 1 -timeout 30m $(TESTFLAGS) ./...
 
 .PHONY: bench
-bench: control-plane ## throughput and latency beside a bare net/http server; wake-up among 10,000 waiting requests
-	cd test && go test -run '^$$' -bench . -benchtime 1x -timeout 60m -v ./bench/...
+bench: control-plane ## throughput and latency beside a bare net/http server; wake-up of 10,000; rules beside iptables
+	hack/debian-packages.sh iproute2 iptables nftables
+	cd test && go test -run '^$$' -bench . -benchtime 1x -timeout 60m -v ./bench/... ./benchrouting/...
 
 .PHONY: bench-scale
 bench-scale: control-plane ## memory and time to sync with 50,000 pods and 5,000 ServiceAccounts

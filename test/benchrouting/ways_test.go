@@ -1,0 +1,123 @@
+package benchrouting
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os/exec"
+	"strings"
+
+	"github.com/iam4kube/iam4kube/internal/ip2service/nftables"
+	"github.com/iam4kube/iam4kube/internal/ip2service/ruleset"
+)
+
+var intercepted = netip.AddrPortFrom(ruleset.MetadataIPv4, 80)
+
+// way is how a pod's connections get to an endpoint.
+type way struct {
+	name string
+	// direct: the client connects to the endpoints themselves.
+	direct bool
+	// set begins it, and remove ends it.
+	set    func(to []netip.AddrPort) error
+	remove func() error
+	// change is for endpoints that differ from those before, same for none that does;
+	// nil where that is not measured.
+	change, same func(to []netip.AddrPort) error
+}
+
+// ways are compared with the first one. The table nat of iptables-legacy stays in a
+// network namespace once it was used, so it is there, empty, beside all others.
+var ways = []way{
+	{
+		name: "no rules", direct: true,
+		set:    func([]netip.AddrPort) error { return nil },
+		remove: func() error { return nil },
+	},
+	tracking,
+	{name: "iam4kube", set: syncAnew, change: syncAnew, same: syncSame, remove: remove},
+	{
+		name:   "iam4kube's rules as trees",
+		set:    func(to []netip.AddrPort) error { return run(tree(to), "nft", "-f", "-") },
+		remove: remove,
+	},
+	{
+		name:   "statistic, iptables-nft",
+		set:    func(to []netip.AddrPort) error { return run(jump+statistic(to), iptablesNFT, "--noflush") },
+		change: func(to []netip.AddrPort) error { return run(statistic(to), iptablesNFT, "--noflush") },
+		remove: func() error { return run("", "nft", "delete", "table", "ip", "nat") },
+	},
+	{
+		name:   "statistic, iptables-legacy",
+		set:    func(to []netip.AddrPort) error { return run(jump+statistic(to), iptablesLegacy, "--noflush") },
+		change: func(to []netip.AddrPort) error { return run(statistic(to), iptablesLegacy, "--noflush") },
+		remove: func() error { return run("*nat\nCOMMIT\n", iptablesLegacy) },
+	},
+}
+
+// tracking is what any translation of addresses needs.
+var tracking = way{
+	name: "connection tracking alone", direct: true,
+	set: func([]netip.AddrPort) error {
+		return run("table ip tracking {\nchain prerouting {\ntype filter hook prerouting priority 0\nct state new\n}\n}\n", "nft", "-f", "-")
+	},
+	remove: func() error { return run("", "nft", "delete", "table", "ip", "tracking") },
+}
+
+// syncAnew brings the product's rules for these endpoints into the kernel.
+func syncAnew(to []netip.AddrPort) error { return sync(to, true) }
+
+// syncSame finds them there.
+func syncSame(to []netip.AddrPort) error { return sync(to, false) }
+
+func sync(to []netip.AddrPort, want bool) error {
+	changed, err := nftables.Kernel{}.Sync(ruleset.Build(ruleset.Routes{
+		Hooks: ruleset.Node, Intercept: []netip.Addr{ruleset.MetadataIPv4, ruleset.MetadataIPv6}, Port: intercepted.Port(), New: to, Live: to,
+	}))
+	if err == nil && changed != want {
+		err = fmt.Errorf("changed: %v", changed)
+	}
+	return err
+}
+
+func remove() error {
+	removed, err := nftables.Kernel{}.Remove()
+	if err == nil && !removed {
+		err = errors.New("there were no rules")
+	}
+	return err
+}
+
+// Commands of the two iptables.
+const (
+	iptablesNFT    = "iptables-nft-restore"
+	iptablesLegacy = "iptables-legacy-restore"
+)
+
+// jump leads to the chain of statistic.
+var jump = fmt.Sprintf("*nat\n:ENDPOINTS - [0:0]\n-A PREROUTING ! -i lo -d %s -p tcp -m tcp --dport %d -j ENDPOINTS\nCOMMIT\n",
+	intercepted.Addr(), intercepted.Port())
+
+// statistic replaces the chain that leads to each endpoint with the same chance.
+func statistic(to []netip.AddrPort) string {
+	var text strings.Builder
+	text.WriteString("*nat\n:ENDPOINTS - [0:0]\n")
+	for i, e := range to {
+		chance := ""
+		if left := len(to) - i; left > 1 {
+			chance = fmt.Sprintf("-m statistic --mode random --probability %.10f ", 1/float64(left))
+		}
+		fmt.Fprintf(&text, "-A ENDPOINTS -p tcp %s-j DNAT --to-destination %s\n", chance, e)
+	}
+	text.WriteString("COMMIT\n")
+	return text.String()
+}
+
+func run(input, name string, arguments ...string) error {
+	c := exec.Command(name, arguments...)
+	c.Stdin = strings.NewReader(input)
+	if output, err := c.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w: %s\n%s", c, err, output, input)
+	}
+	return nil
+}

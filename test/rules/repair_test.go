@@ -93,6 +93,11 @@ func TestEndpointsOfAnEarlierRunStay(t *testing.T) {
 		"guard deleted":               "flush chain ip iam4kube guard-forward; delete chain ip iam4kube guard-forward",
 		"guard without rules":         "flush chain ip iam4kube guard-forward",
 		"table dormant":               "add table ip iam4kube { flags dormant; }",
+		"set that a rule uses":        "add set ip iam4kube more { type ipv4_addr; }; insert rule ip iam4kube endpoints ip saddr @more return; flush chain ip iam4kube guard-forward",
+		"map that a rule uses":        "add map ip iam4kube more { type ipv4_addr : verdict; }; add rule ip iam4kube live ip saddr vmap @more",
+		"set that a rule fills":       "add set ip iam4kube more { type ipv4_addr; flags dynamic; }; insert rule ip iam4kube live add @more { ip saddr }",
+		"chain that a rule jumps to":  "add chain ip iam4kube more; insert rule ip iam4kube live jump more",
+		"object that a rule uses":     "add quota ip iam4kube more over 1 mbytes; insert rule ip iam4kube live quota name more accept",
 		"chain of an older version":   "add chain ip iam4kube older; insert rule ip iam4kube guard-forward jump older",
 	} {
 		t.Run(name, func(t *testing.T) {

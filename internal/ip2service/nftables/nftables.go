@@ -152,7 +152,9 @@ func plan(conn *nft.Conn, want ruleset.Table, have state) (changes bool) {
 		if c.Keep && there {
 			rules = rules[:0]
 			for _, r := range kept {
-				rules = append(rules, r.Exprs)
+				if have.fits || selfContained(r) {
+					rules = append(rules, r.Exprs)
+				}
 			}
 		}
 		if have.fits && same(want.Family, kept, rules) {
@@ -166,6 +168,22 @@ func plan(conn *nft.Conn, want ruleset.Table, have state) (changes bool) {
 		}
 	}
 	return changes || !have.fits
+}
+
+// selfContained says that the rule can be added to a table that is made anew. Ours can;
+// those of others may use chains, sets and objects that go with the old table.
+func selfContained(r *nft.Rule) bool {
+	return !slices.ContainsFunc(r.Exprs, func(e expr.Any) bool {
+		switch e := e.(type) {
+		case *expr.Verdict:
+			return e.Chain != ""
+		case *expr.Objref:
+			return !slices.Contains(ruleset.Counters, e.Name)
+		case *expr.Lookup, *expr.Dynset, *expr.FlowOffload:
+			return true
+		}
+		return false
+	})
 }
 
 func tableOf(family ruleset.Family) *nft.Table {

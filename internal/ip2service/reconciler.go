@@ -23,8 +23,10 @@ import (
 const (
 	// resync is how often the kernel is read although nothing is known to have changed.
 	resync = 30 * time.Second
-	// firstRetry is doubled with each failure in a row, up to lastRetry.
-	firstRetry, lastRetry = 20 * time.Millisecond, 10 * time.Second
+	// firstRetry is doubled with each failure in a row, up to lastRetry. Nobody tells when
+	// the owner of a table has ended and taken it along, and until then pods are without
+	// a guard.
+	firstRetry, lastRetry = 20 * time.Millisecond, 500 * time.Millisecond
 	// linger is how long the connections of an endpoint may go on after it has vanished
 	// from the slices. A packet can be past the NAT of the old rules when the new ones
 	// come, and would be refused by their guard.

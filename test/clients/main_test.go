@@ -31,12 +31,6 @@ func TestMain(m *testing.M) {
 		}
 	}
 	netns.Main(m, func() int {
-		// Programs with the race detector would sleep for a second before they exit, in
-		// case that something still runs: nothing does, they have joined it.
-		if err := os.Setenv("GORACE", "atexit_sleep_ms=0"); err != nil {
-			fmt.Fprintln(os.Stderr, "clients:", err)
-			return 1
-		}
 		return environment.Main(m, func(e *environment.Environment) { env = e })
 	})
 }

@@ -105,7 +105,7 @@ func (e *Environment) startProgram(t testing.TB, path string, start func(*exec.C
 	}, flags...)
 	command := exec.Command(path, arguments...)
 	command.Stderr = &s.Logs
-	command.Env = append(os.Environ(), e.AWSEnviron()...)
+	command.Env = append(Environ(), e.AWSEnviron()...)
 	command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := start(command); err != nil {
 		t.Fatal(err)
@@ -302,6 +302,11 @@ func Eventually(t testing.TB, within time.Duration, check func() error) {
 		}
 	}
 }
+
+// Environ is the environment of a program of ours: that of the test, and what keeps the
+// race detector from sleeping for a second before the program exits, in case that
+// something still runs. Nothing does, the programs have joined it.
+func Environ() []string { return append(os.Environ(), "GORACE=atexit_sleep_ms=0") }
 
 // Program builds the server with the race detector, once, and returns its path.
 func Program(t testing.TB) string {

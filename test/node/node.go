@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -25,6 +26,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
 
 	"github.com/iam4kube/iam4kube/test/controlplane"
 	"github.com/iam4kube/iam4kube/test/environment"
@@ -142,34 +144,39 @@ type IP2Service struct {
 // test has ended the program itself.
 func (s *Service) Start(t testing.TB, flags ...string) *IP2Service {
 	t.Helper()
+	return StartProgram(t, append(s.Flags(t), flags...)...)
+}
+
+// StartReleased is Start with the program as it is released, without the race detector,
+// for what is measured.
+func (s *Service) StartReleased(t testing.TB) *IP2Service {
+	t.Helper()
+	return start(t, false, s.Flags(t))
+}
+
+// Flags lead ip2service to the Service, on the way to the API server that each of through
+// changes.
+func (s *Service) Flags(t testing.TB, through ...func(*rest.Config) *rest.Config) []string {
+	t.Helper()
 	config, err := s.cluster.ServiceAccountConfig(t.Context(), Namespace, ServiceAccount)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return StartProgram(t, append([]string{
-		"--kubeconfig", s.cluster.Kubeconfig(t, config), "--service-namespace", Namespace, "--service-name", s.Name,
-	}, flags...)...)
+	for _, change := range through {
+		config = change(config)
+	}
+	return []string{"--kubeconfig", s.cluster.Kubeconfig(t, config), "--service-namespace", Namespace, "--service-name", s.Name}
 }
 
 // StartProgram starts ip2service on free ports with these flags.
 func StartProgram(t testing.TB, flags ...string) *IP2Service {
 	t.Helper()
-	path, err := Program(true)
-	if err != nil {
-		t.Fatal(err)
-	}
-	i := &IP2Service{done: make(chan struct{})}
-	command := exec.Command(path, append([]string{"--aux-listen-on", "127.0.0.1:0", "--log-level", "debug"}, flags...)...)
-	command.Stderr = &i.Logs
-	command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := command.Start(); err != nil {
-		t.Fatal(err)
-	}
-	i.Process = command.Process
-	go func() {
-		defer close(i.done)
-		i.err = command.Wait()
-	}()
+	return start(t, true, flags)
+}
+
+func start(t testing.TB, race bool, flags []string) *IP2Service {
+	t.Helper()
+	i := launch(t, race, flags)
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("ip2service: %s", i.Logs.String())
@@ -196,6 +203,37 @@ func StartProgram(t testing.TB, flags ...string) *IP2Service {
 	return i
 }
 
+// Launch is StartProgram without waiting for anything, for a test that kills the program.
+// Its rules stay.
+func Launch(t testing.TB, flags ...string) *IP2Service {
+	t.Helper()
+	i := launch(t, true, flags)
+	t.Cleanup(i.Kill)
+	return i
+}
+
+func launch(t testing.TB, race bool, flags []string) *IP2Service {
+	t.Helper()
+	path, err := Program(race)
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := &IP2Service{done: make(chan struct{})}
+	command := exec.Command(path, append([]string{"--aux-listen-on", "127.0.0.1:0", "--log-level", "debug"}, flags...)...)
+	command.Stderr = &i.Logs
+	command.Env = environment.Environ()
+	command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := command.Start(); err != nil {
+		t.Fatal(err)
+	}
+	i.Process = command.Process
+	go func() {
+		defer close(i.done)
+		i.err = command.Wait()
+	}()
+	return i
+}
+
 // Cleanup runs ip2service --cleanup.
 func Cleanup(t testing.TB) {
 	t.Helper()
@@ -203,10 +241,15 @@ func Cleanup(t testing.TB) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if output, err := exec.Command(path, "--cleanup").CombinedOutput(); err != nil {
+	command := exec.Command(path, "--cleanup")
+	command.Env = environment.Environ()
+	if output, err := command.CombinedOutput(); err != nil {
 		t.Errorf("ip2service --cleanup: %v: %s", err, output)
 	}
 }
+
+// Wait waits for an end that the test has caused in its own way.
+func (i *IP2Service) Wait() { <-i.done }
 
 // Stop ends the program as the kubelet does, and returns its error.
 func (i *IP2Service) Stop() error {
@@ -253,17 +296,33 @@ func (i *IP2Service) WaitReady(t testing.TB) {
 func (i *IP2Service) WaitMetric(t testing.TB, series, value string) {
 	t.Helper()
 	environment.Eventually(t, 10*time.Second, func() error {
-		_, body := i.Get(t, "/metrics")
-		for line := range strings.Lines(body) {
-			if have, ok := strings.CutPrefix(line, series+" "); ok {
-				if have = strings.TrimSpace(have); have != value {
-					return fmt.Errorf("%s is %s, want %s", series, have, value)
-				}
-				return nil
-			}
+		if have := i.metric(t, series); have != value {
+			return fmt.Errorf("%s is %q, want %s", series, have, value)
 		}
-		return fmt.Errorf("no series %s", series)
+		return nil
 	})
+}
+
+// Metric is the value of a counter or gauge that is a whole number, by the line as of
+// WaitMetric.
+func (i *IP2Service) Metric(t testing.TB, series string) int {
+	t.Helper()
+	value, err := strconv.Atoi(i.metric(t, series))
+	if err != nil {
+		t.Fatalf("%s: %v", series, err)
+	}
+	return value
+}
+
+func (i *IP2Service) metric(t testing.TB, series string) (value string) {
+	t.Helper()
+	_, body := i.Get(t, "/metrics")
+	for line := range strings.Lines(body) {
+		if value, ok := strings.CutPrefix(line, series+" "); ok {
+			return strings.TrimSpace(value)
+		}
+	}
+	return ""
 }
 
 // NFT runs nft in the namespace of the node and returns what it printed.

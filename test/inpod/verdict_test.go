@@ -1,0 +1,328 @@
+package inpod
+
+import (
+	"fmt"
+	"net/http"
+	"os/exec"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/iam4kube/iam4kube/test/environment"
+	"github.com/iam4kube/iam4kube/test/netns"
+	"github.com/iam4kube/iam4kube/test/node"
+)
+
+const (
+	isReady = "the pod's credentials are ready"
+	without = "the pod starts without credentials"
+)
+
+// An answer of the server decides at once whether the pod starts, and the reason is told.
+func TestAnswersDecide(t *testing.T) {
+	netns.NewFarSide(t)
+	nodeRules(t, services)
+	pod := netns.AddPod(t, podIPv4, podIPv6)
+	for _, tc := range []struct {
+		name   string
+		answer http.HandlerFunc
+		code   int
+		want   []string
+	}{
+		{"credentials are in memory", ready, 0, []string{isReady}},
+		{"no role", answer(http.StatusNotFound, "missing role-annotation: no annotation"), 0, []string{without, "missing role-annotation: no annotation"}},
+		{"denied", answer(http.StatusForbidden, "STS refuses the role"), 0, []string{without, "STS refuses the role"}},
+		{"another program without a name", func(http.ResponseWriter, *http.Request) {}, 1, []string{"not iam4kube's", "status 200"}},
+		{"another program", func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Server", "envoy")
+			w.Header().Set("X-Iam4kube-Source-Ip", source(r))
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}, 1, []string{"not iam4kube's", "status 503", `server "envoy"`, "service mesh"}},
+		{"a server without the path", func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Server", "iam4kube")
+			w.WriteHeader(http.StatusNotFound)
+		}, 1, []string{"not iam4kube's", "status 404"}},
+		{"a redirect", func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "http://"+serverIPv4+":8080/elsewhere", http.StatusFound)
+		}, 1, []string{"not iam4kube's", "status 302"}},
+		{"another address of the source", func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Server", "iam4kube")
+			w.Header().Set("X-Iam4kube-Source-Ip", "10.0.0.99")
+			w.WriteHeader(http.StatusNoContent)
+		}, 1, []string{"10.0.0.99", podIPv4, "masquerade"}},
+		{"an unknown status", answer(http.StatusTeapot, "no tea"), 1, []string{"418", "no tea"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			server := netns.AddPod(t, serverIPv4)
+			var asked atomic.Int64
+			listen(t, server, func(w http.ResponseWriter, r *http.Request) {
+				asked.Add(1)
+				tc.answer(w, r)
+			})
+			start(t, pod, "--to", serviceIPv4).exits(t, tc.code, tc.want...)
+			if n := asked.Load(); n != 1 {
+				t.Errorf("asked %d times", n)
+			}
+		})
+	}
+}
+
+// What the server waits for is in --wait; a pod without it starts after that.
+func TestServerMayWait(t *testing.T) {
+	netns.NewFarSide(t)
+	nodeRules(t, services)
+	// waits answers late: after the time, or after what the client allows if that is less.
+	waits := func(most time.Duration, then, late http.HandlerFunc) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			allowed, err := time.ParseDuration(r.URL.Query().Get("wait"))
+			if err != nil {
+				panic(err)
+			}
+			timer := time.NewTimer(min(most, allowed))
+			defer timer.Stop()
+			<-timer.C
+			if most <= allowed {
+				then(w, r)
+			} else {
+				late(w, r)
+			}
+		}
+	}
+	missing := answer(http.StatusServiceUnavailable, "missing pod: none is known on source address "+podIPv4)
+	for _, tc := range []struct {
+		name   string
+		answer http.HandlerFunc
+		flags  []string
+		want   []string
+	}{
+		{"credentials come within it", waits(3*time.Second, ready, missing), []string{"--wait", "5s"}, []string{isReady}},
+		{"pieces are still missing after it", waits(time.Hour, ready, missing), []string{"--wait", "300ms"}, []string{without, "missing pod: none is known"}},
+		// The time-out of the probe is for a way that does not work. This one does.
+		{"it is longer than the time-out", waits(time.Hour, ready, missing), []string{"--wait", "2s", "--probe-timeout", "1s"}, []string{without, "missing pod"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			serve(t, tc.answer)
+			start(t, netns.AddPod(t, podIPv4, podIPv6), append(tc.flags, "--to", serviceIPv4)...).exits(t, 0, tc.want...)
+		})
+	}
+}
+
+func TestTooManyWaitingRequestsAreTriedAgain(t *testing.T) {
+	netns.NewFarSide(t)
+	nodeRules(t, services)
+	var asked atomic.Int64
+	serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if asked.Add(1) < 3 {
+			answer(http.StatusTooManyRequests, "too many requests are waiting")(w, r)
+			return
+		}
+		ready(w, r)
+	})
+	start(t, netns.AddPod(t, podIPv4, podIPv6), "--to", serviceIPv4).exits(t, 0, isReady)
+	if n := asked.Load(); n != 3 {
+		t.Errorf("asked %d times", n)
+	}
+}
+
+// refusing are rules of the node for a Service without endpoints, as during a rollout.
+const refusing = `
+table ip services {
+	counter tries { }
+	chain forward {
+		type filter hook forward priority 0
+		ip daddr 10.96.0.7 tcp dport 80 counter name tries reject
+	}
+}
+`
+
+func TestServerThatComesLaterIsFound(t *testing.T) {
+	tries := func(t *testing.T, want string) {
+		t.Helper()
+		environment.Eventually(t, 30*time.Second, func() error {
+			if counter := node.NFT(t, "list", "counter", "ip", "services", "tries"); strings.Contains(counter, want) {
+				return fmt.Errorf("%s", counter)
+			}
+			return nil
+		})
+	}
+	t.Run("refused by the node before", func(t *testing.T) {
+		netns.NewFarSide(t)
+		nodeRules(t, refusing)
+		serve(t, ready)
+		c := start(t, netns.AddPod(t, podIPv4, podIPv6), "--to", serviceIPv4)
+		tries(t, "packets 0 ")
+		nodeRules(t, services)
+		c.exits(t, 0, isReady)
+	})
+	t.Run("no listener before", func(t *testing.T) {
+		netns.NewFarSide(t)
+		nodeRules(t, services+`table ip services {
+			counter tries { }
+			chain forward {
+				type filter hook forward priority 0
+				ip saddr 10.244.1.2 tcp flags rst counter name tries
+			}
+		}`)
+		server := netns.AddPod(t, serverIPv4)
+		c := start(t, netns.AddPod(t, podIPv4, podIPv6), "--to", serviceIPv4)
+		tries(t, "packets 0 ")
+		listen(t, server, ready)
+		c.exits(t, 0, isReady)
+	})
+	t.Run("connections break before", func(t *testing.T) {
+		netns.NewFarSide(t)
+		nodeRules(t, services)
+		var asked atomic.Int64
+		serve(t, func(w http.ResponseWriter, r *http.Request) {
+			if asked.Add(1) < 3 {
+				panic(http.ErrAbortHandler)
+			}
+			ready(w, r)
+		})
+		start(t, netns.AddPod(t, podIPv4, podIPv6), "--to", serviceIPv4).exits(t, 0, isReady)
+	})
+}
+
+// A way that does not work by the end of the time-out fails the start with what is likely
+// to be the cause, and leaves the pod closed.
+func TestWayThatDoesNotWorkFailsTheStart(t *testing.T) {
+	filter := func(rule string) string {
+		return services + "table inet firewall {\n chain forward {\n type filter hook forward priority 0\n" + rule + "\n}\n}\n"
+	}
+	for _, tc := range []struct {
+		name, rules string
+		want        []string
+	}{
+		{"nobody listens", services, []string{"refused", "no ready server"}},
+		{"no endpoint", refusing, []string{"refused", "no ready server"}},
+		{"dropped on the way there", filter("tcp dport 8080 drop"), []string{"nobody answers", "NetworkPolicy", "socketLB.hostNamespaceOnly=true"}},
+		{"dropped on the way back", filter("tcp sport 8080 drop"), []string{"nobody answers", "NetworkPolicy"}},
+		{"rejected by a firewall", filter("tcp dport 8080 reject with icmpx admin-prohibited"), []string{"no route", "firewall rejects"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			netns.NewFarSide(t)
+			nodeRules(t, tc.rules)
+			netns.AddPod(t, serverIPv4, serverIPv6)
+			pod := netns.AddPod(t, podIPv4, podIPv6)
+			const timeout = time.Second
+			begin := time.Now()
+			c := start(t, pod, "--to", serviceIPv4, "--probe-timeout", timeout.String())
+			c.exits(t, 1, append(tc.want, "169.254.169.254:80", serviceIPv4)...)
+			if took := time.Since(begin); took < timeout {
+				t.Errorf("gave up after %v", took)
+			}
+			nft(t, nil, "flush ruleset\n")
+			rejected(t, pod, "udp", "169.254.169.254:53")
+		})
+	}
+	t.Run("IPv6, rejected by a firewall", func(t *testing.T) {
+		netns.NewFarSide(t)
+		nodeRules(t, filter("tcp dport 8080 reject with icmpx admin-prohibited"))
+		netns.AddPod(t, serverIPv4, serverIPv6)
+		start(t, netns.AddPod(t, podIPv4, podIPv6), "--to", serviceIPv6, "--probe-timeout", "1ms").
+			exits(t, 1, "no route", "firewall rejects", "[fd00:ec2::254]:80", serviceIPv6)
+	})
+}
+
+// The server knows a pod by its address, so an address that is not the pod's is nobody's
+// or, worse, somebody else's.
+func TestOtherAddressThanThePodsFailsTheStart(t *testing.T) {
+	t.Run("masqueraded by the node", func(t *testing.T) {
+		netns.NewFarSide(t)
+		nodeRules(t, services+`table ip services {
+			chain postrouting {
+				type nat hook postrouting priority 100
+				ip daddr 10.244.1.2 masquerade
+			}
+		}`)
+		serve(t, answer(http.StatusForbidden, "source address is a node's"))
+		const gateway = "10.255.255.1" // of netns.Pod
+		start(t, netns.AddPod(t, podIPv4, podIPv6), "--to", serviceIPv4).exits(t, 1, "saw the address "+gateway, podIPv4, "masquerade")
+	})
+	t.Run("leaves by an interface that is not the pod's first", func(t *testing.T) {
+		const second = "10.250.0.2"
+		netns.NewFarSide(t)
+		nodeRules(t, services)
+		serve(t, ready)
+		pod := netns.AddPod(t, podIPv4, podIPv6)
+		inPod(t, pod, "ip", "address", "add", second+"/32", "dev", "eth0")
+		inPod(t, pod, "ip", "route", "add", "169.254.0.0/16", "via", "10.255.255.1", "dev", "eth0", "src", second)
+		if output, err := exec.Command("ip", "route", "add", second, "dev", pod.Device).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, output)
+		}
+		start(t, pod, "--to", serviceIPv4, "--pod-ips", podIPv4).exits(t, 1, "saw the address "+second, podIPv4, "another interface")
+		start(t, pod, "--to", serviceIPv4, "--pod-ips", podIPv4+","+second).exits(t, 0, isReady)
+	})
+}
+
+func TestProbeIsSentByTheFamiliesThatThePodHas(t *testing.T) {
+	netns.NewFarSide(t)
+	nodeRules(t, services)
+	serve(t, ready)
+	for _, tc := range []struct {
+		name           string
+		pod, to, flags []string
+		probed         string
+	}{
+		{name: "IPv4 of two", pod: []string{podIPv4}, to: []string{serviceIPv4, serviceIPv6}, probed: "169.254.169.254:80"},
+		{name: "IPv6 of two", pod: []string{podIPv6}, to: []string{serviceIPv4, serviceIPv6}, probed: "[fd00:ec2::254]:80"},
+		{name: "IPv4 by the pod's status", pod: []string{podIPv4, podIPv6}, to: []string{serviceIPv4, serviceIPv6}, flags: []string{"--pod-ips", podIPv4}, probed: "169.254.169.254:80"},
+		{name: "none", pod: []string{podIPv4}, to: []string{serviceIPv6}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			for i := range tc.to {
+				tc.flags = append(tc.flags, "--to", tc.to[i])
+			}
+			c := start(t, netns.AddPod(t, tc.pod...), tc.flags...)
+			c.exits(t, 0)
+			lines := c.logs.Lines(isReady)
+			if tc.probed == "" {
+				if len(lines) != 0 || len(c.logs.Lines(without)) != 1 {
+					t.Errorf("want a warning alone: %s", c.logs.String())
+				}
+			} else if len(lines) != 1 || lines[0]["address"] != tc.probed {
+				t.Errorf("want one probe of %s: %s", tc.probed, c.logs.String())
+			}
+		})
+	}
+}
+
+// One of two families without a server fails the start like the only one.
+func TestEachFamilyHasToWork(t *testing.T) {
+	netns.NewFarSide(t)
+	nodeRules(t, strings.ReplaceAll(services, "[fd00:10:244:1::2]:8080", "[fd00:10:244:1::2]:1"))
+	serve(t, ready)
+	start(t, netns.AddPod(t, podIPv4, podIPv6), "--to", serviceIPv4, "--to", serviceIPv6, "--probe-timeout", "300ms").
+		exits(t, 1, isReady, "[fd00:ec2::254]:80", "refused")
+}
+
+func TestWithoutProbeNobodyIsAsked(t *testing.T) {
+	netns.NewFarSide(t)
+	nodeRules(t, services)
+	serve(t, func(http.ResponseWriter, *http.Request) { t.Error("asked") })
+	pod := netns.AddPod(t, podIPv4, podIPv6)
+	start(t, pod, "--to", serviceIPv4, "--probe-timeout", "0").exits(t, 0, "the rules are in")
+	reaches(t, pod, metadataIPv4, "server", podIPv4)
+}
+
+// A pod that is deleted while it waits ends at once, and not as if the way worked.
+func TestSignalEndsTheProbe(t *testing.T) {
+	netns.NewFarSide(t)
+	nodeRules(t, services+"table ip services {\n chain forward {\n type filter hook forward priority 0\n tcp dport 8080 drop\n}\n}\n")
+	pod := netns.AddPod(t, podIPv4, podIPv6)
+	netns.AddPod(t, serverIPv4)
+	c := start(t, pod, "--to", serviceIPv4)
+	if _, err := c.logs.Wait(t.Context(), "the rules are in"); err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	if err := c.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	c.exits(t, 1, "stopped before a server answered")
+	if took := time.Since(begin); took > 10*time.Second {
+		t.Errorf("ended after %v", took)
+	}
+}

@@ -170,19 +170,19 @@ func plan(conn *nft.Conn, want ruleset.Table, have state) (changes bool) {
 	return changes || !have.fits
 }
 
-// selfContained says that the rule can be added to a table that is made anew. Ours can;
-// those of others may use chains, sets and objects that go with the old table.
+// selfContained says that the rule can be added to a table that is made anew, as all of
+// ours can. Those of others may use chains, sets and objects that go with the old table.
 func selfContained(r *nft.Rule) bool {
 	return !slices.ContainsFunc(r.Exprs, func(e expr.Any) bool {
 		switch e := e.(type) {
+		case *expr.Meta, *expr.Cmp, *expr.Ct, *expr.Payload, *expr.Numgen, *expr.Immediate, *expr.NAT:
+			return false
 		case *expr.Verdict:
 			return e.Chain != ""
 		case *expr.Objref:
 			return !slices.Contains(ruleset.Counters, e.Name)
-		case *expr.Lookup, *expr.Dynset, *expr.FlowOffload:
-			return true
 		}
-		return false
+		return true
 	})
 }
 

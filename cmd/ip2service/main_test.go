@@ -76,6 +76,7 @@ func TestWrongFlagsExitWith2(t *testing.T) {
 		{[]string{"--startup-taint=a"}, []string{"--startup-taint", "--node-name", "NODE_NAME"}},
 		{[]string{"--startup-taint=a b", "--node-name=n"}, []string{"--startup-taint", "key of a taint"}},
 		{[]string{"--unknown"}, []string{"-unknown", "--intercept-ip", "--to"}},
+		{[]string{"--un\nknown"}, []string{"accepted are", "--intercept-ip", "--to"}},
 		{[]string{"--mode"}, []string{"--mode", "needs a value", "node, pod"}},
 		{[]string{"start"}, []string{`"start"`, "only flags"}},
 

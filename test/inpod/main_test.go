@@ -26,9 +26,8 @@ import (
 func TestMain(m *testing.M) {
 	if netns.Check() != nil { // still where modules can be fetched
 		_, err := node.Program(true)
-		_, released := node.Program(false)
-		_, small := stripped()
-		if err := errors.Join(err, released, small); err != nil {
+		_, released := build()
+		if err := errors.Join(err, released); err != nil {
 			fmt.Fprintln(os.Stderr, "inpod:", err)
 			os.Exit(1)
 		}

@@ -43,7 +43,7 @@ func TestServerSeesThePodsAddressBehindTwoTranslations(t *testing.T) {
 	})
 }
 
-// intercepted are other addresses than EC2's, which stay closed.
+// EC2's own addresses stay closed then.
 func TestOtherAddressesAreIntercepted(t *testing.T) {
 	netns.NewFarSide(t)
 	nodeRules(t, services)
@@ -259,8 +259,7 @@ func addProxy(t *testing.T, pod *netns.Pod) *node.Endpoint {
 	return mesh
 }
 
-// Whoever translates even before us gets no packet of ours: neither goes it on to where
-// it leads, nor to the machine's metadata service.
+// Whoever translates even before us gets no packet of ours.
 func TestTranslationBeforeOursIsRejected(t *testing.T) {
 	netns.NewFarSide(t)
 	nodeRules(t, services)
@@ -276,8 +275,8 @@ func TestTranslationBeforeOursIsRejected(t *testing.T) {
 	start(t, pod, "--to", serviceIPv4, "--probe-timeout", "1ms").exits(t, 1, "refused")
 }
 
-// The kubelet may run an init container again: after a restart of the node's container
-// runtime, or when the pod's sandbox has to be made anew.
+// The kubelet runs an init container again that has failed, in the same network namespace,
+// and may do so with one that has not.
 func TestSecondRunChangesNothing(t *testing.T) {
 	netns.NewFarSide(t)
 	nodeRules(t, services)

@@ -183,6 +183,7 @@ func (l *load) start(t *testing.T, pause time.Duration, keep int) {
 // work runs in the pod, on a thread that stays there: entering for each connection would
 // cost more than the connection.
 func (l *load) work(t *testing.T, pod *netns.Pod, to *[]exchange, run func() []exchange) {
+	t.Helper()
 	l.workers.Go(func() {
 		err := pod.Do(func() error {
 			done := run()

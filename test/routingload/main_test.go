@@ -1,6 +1,7 @@
-// Package routing tests how ip2service --mode node leads the packets of pods: the
-// numbered cases of the required behaviour, each by its number, on real nftables in
-// network namespaces.
+// Package routingload tests that ip2service --mode node holds while pods connect all the
+// time: thousands of changes of the endpoints, its death at any moment, changes of its
+// rules by others, and upgrades. Each test knows from the kernel which rules were in force
+// when, and compares what happened to each request with that.
 package routingload
 
 import (
@@ -49,5 +50,9 @@ func build() error {
 		return err
 	}
 	_, err := node.Program(true)
+	if err != nil {
+		return err
+	}
+	_, err = node.Program(false)
 	return err
 }

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
-	"runtime"
 	"slices"
 	"testing"
 	"time"
@@ -80,10 +79,7 @@ func (s *script) some(t *testing.T, most int) {
 	for range rand.N(most) {
 		s.next(t)
 	}
-	spin := time.Now().Add(rand.N(3 * time.Millisecond))
-	for time.Now().Before(spin) {
-		runtime.Gosched()
-	}
+	<-time.After(rand.N(3 * time.Millisecond))
 }
 
 // settle makes one more change and waits until the kernel has it.
@@ -98,8 +94,7 @@ func (s *script) settle(t *testing.T, k *kernel) {
 func (s *script) wantOurs(t *testing.T) {
 	t.Helper()
 	last := s.done[len(s.done)-1]
-	want := wanted(last.fresh, slices.Concat(last.live, s.markers[:]))
-	eventuallyOurs(t, want)
+	eventuallyOurs(t, wanted(last.fresh, slices.Concat(last.live, s.markers[:])))
 }
 
 func (s *script) apply(t *testing.T, slice int) {
@@ -136,7 +131,8 @@ type state struct {
 	earliest, latest time.Time
 	seen             time.Time
 	fresh, live      []netip.Addr
-	lost             bool
+	// lost says that before latest there may have been others, which nobody was told of.
+	lost bool
 }
 
 // check compares what happened to the requests with the rules that were in force, and
@@ -158,6 +154,9 @@ func (s *script) check(t *testing.T, k *kernel, l *load) (states []state, refuse
 func timeline(t *testing.T, done []change, transactions []transaction) (states []state) {
 	t.Helper()
 	for _, x := range transactions {
+		if x.lost && len(states) > 0 {
+			states[len(states)-1].lost = true
+		}
 		if !x.routed || len(x.live) == 0 {
 			continue
 		}
@@ -166,8 +165,7 @@ func timeline(t *testing.T, done []change, transactions []transaction) (states [
 			states[len(states)-1].latest = x.at
 		}
 		states = append(states, state{
-			number: number, earliest: done[number].sent, seen: x.at, fresh: x.fresh, live: x.live, lost: x.lost,
-			latest: x.at.Add(time.Hour),
+			number: number, earliest: done[number].sent, latest: x.at.Add(time.Hour), seen: x.at, fresh: x.fresh, live: x.live,
 		})
 		if !slices.Equal(x.fresh, done[number].fresh) {
 			t.Errorf("after change %d new connections go to %v, want %v", number, x.fresh, done[number].fresh)
@@ -208,6 +206,7 @@ func reportDelays(t *testing.T, done []change, states []state) {
 	}
 }
 
+// checkFresh: they got to endpoints that were ready.
 func checkFresh(t *testing.T, exchanges []exchange, states []state, done []change) {
 	t.Helper()
 	var cut, late int

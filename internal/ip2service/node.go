@@ -17,8 +17,6 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/rest"
 
@@ -83,14 +81,14 @@ func (n *node) build() error {
 		return err
 	}
 	n.hangUp = hangUp
-	discovery, err := restClient(config, client, "/apis", discoveryv1.SchemeGroupVersion, discoveryv1.AddToScheme)
+	discovery, err := kube.RESTClient(config, client, discoveryv1.SchemeGroupVersion, discoveryv1.AddToScheme)
 	if err != nil {
 		return err
 	}
 	n.watches = kube.NewWatches(reach, discovery, n.registry)
 	n.runs = append(n.runs, kube.Follow(n.watches, n.endpointSlices(discovery)))
 	if n.cfg.StartupTaint != "" {
-		core, err := restClient(config, client, "/api", corev1.SchemeGroupVersion, corev1.AddToScheme)
+		core, err := kube.RESTClient(config, client, corev1.SchemeGroupVersion, corev1.AddToScheme)
 		if err != nil {
 			return err
 		}
@@ -98,24 +96,6 @@ func (n *node) build() error {
 		n.runs = append(n.runs, t.Run)
 	}
 	return nil
-}
-
-// restClient is a client for the kinds of one API group. client-go's clientset, which
-// knows all of them, would make the program twice as large.
-func restClient(config *rest.Config, client *http.Client, path string, group schema.GroupVersion, add func(*runtime.Scheme) error) (rest.Interface, error) {
-	scheme := runtime.NewScheme()
-	metav1.AddToGroupVersion(scheme, schema.GroupVersion{Version: "v1"})
-	if err := add(scheme); err != nil {
-		return nil, err
-	}
-	config = rest.CopyConfig(config)
-	config.APIPath, config.GroupVersion = path, &group
-	config.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
-	c, err := rest.RESTClientForConfigAndClient(config, client)
-	if err != nil {
-		return nil, fmt.Errorf("make a client for the API server: %w", err)
-	}
-	return c, nil
 }
 
 // endpointSlices are those of the Service, and no others.

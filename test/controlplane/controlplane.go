@@ -31,6 +31,10 @@ type Options struct {
 	// APIServerArgs are further arguments of kube-apiserver. They come last, so they
 	// override those of the harness.
 	APIServerArgs []string
+	// ServiceAccountAdmission lets the API server refuse pods whose ServiceAccount does
+	// not exist, and mount its token into the others. Nobody creates each namespace's
+	// default here.
+	ServiceAccountAdmission bool
 }
 
 // ControlPlane is a running etcd and kube-apiserver. Its methods are not meant for

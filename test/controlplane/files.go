@@ -74,7 +74,7 @@ func (cp *ControlPlane) etcdArgs() []string {
 }
 
 func (cp *ControlPlane) apiServerArgs() []string {
-	return append([]string{
+	args := []string{
 		"--etcd-servers=http://" + cp.etcdPort.addr(),
 		"--bind-address=127.0.0.1",
 		"--secure-port=" + fmt.Sprint(cp.apiPort.number),
@@ -86,8 +86,6 @@ func (cp *ControlPlane) apiServerArgs() []string {
 		"--service-account-signing-key-file=" + cp.path("token.key"),
 		"--service-cluster-ip-range=10.96.0.0/16",
 		"--authorization-mode=RBAC",
-		// It would wait for the controller that creates each namespace's default.
-		"--disable-admission-plugins=ServiceAccount",
 		"--audit-policy-file=" + cp.path("policy.yaml"),
 		"--audit-log-path=" + cp.AuditLog(),
 		"--audit-log-mode=blocking",
@@ -96,7 +94,11 @@ func (cp *ControlPlane) apiServerArgs() []string {
 		"--advertise-address=192.0.2.1",
 		"--endpoint-reconciler-type=none",
 		"--allow-privileged=true",
-	}, cp.options.APIServerArgs...)
+	}
+	if !cp.options.ServiceAccountAdmission {
+		args = append(args, "--disable-admission-plugins=ServiceAccount")
+	}
+	return append(args, cp.options.APIServerArgs...)
 }
 
 // AuditLog is the API server's audit log at level Metadata, a JSON object per line. The

@@ -1,0 +1,62 @@
+package webhook
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+
+	"go.uber.org/zap"
+	admissionv1 "k8s.io/api/admission/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
+
+	"github.com/iam4kube/iam4kube/internal/logging"
+	"github.com/iam4kube/iam4kube/internal/webhook/inject"
+)
+
+// handler turns a review into a decision and the decision into an answer. Nothing of it
+// leaves the process, so a dry run is like any other.
+type handler struct {
+	config  inject.Config
+	cluster *cluster
+	metrics *metrics
+	log     *zap.Logger
+}
+
+var pods = metav1.GroupVersionResource{Version: "v1", Resource: "pods"}
+
+// Handle implements admission.Handler.
+func (h *handler) Handle(_ context.Context, r admission.Request) admission.Response {
+	decision := inject.Decision{Outcome: inject.Skipped, Reason: inject.NotANewPod, Pod: r.Name}
+	if r.Resource == pods && r.SubResource == "" && r.Operation == admissionv1.Create {
+		decision = h.config.Decide(r.Namespace, r.Object.Raw, h.cluster.Service())
+	}
+	h.metrics.decided(decision)
+	dryRun := r.DryRun != nil && *r.DryRun
+	fields := []zap.Field{
+		zap.String(logging.Namespace, r.Namespace), zap.String(logging.Pod, decision.Pod),
+		zap.String(logging.Outcome, string(decision.Outcome)), zap.String(logging.Reason, string(decision.Reason)), zap.Bool(logging.DryRun, dryRun),
+	}
+	if decision.Outcome == inject.Denied {
+		h.log.Warn("denied a pod", append(fields, zap.String(logging.Cause, decision.Message))...)
+		return admission.Response{AdmissionResponse: admissionv1.AdmissionResponse{Result: &metav1.Status{
+			Code: http.StatusForbidden, Reason: metav1.StatusReasonForbidden, Message: decision.Message,
+		}}}
+	}
+	h.log.Info("admitted a pod", fields...)
+	return admission.Response{AdmissionResponse: h.admit(r.Namespace, decision)}
+}
+
+func (h *handler) admit(namespace string, d inject.Decision) admissionv1.AdmissionResponse {
+	response := admissionv1.AdmissionResponse{Allowed: true}
+	if d.Outcome == inject.Injected {
+		patchType := admissionv1.PatchTypeJSONPatch
+		response.Patch, response.PatchType = d.Patch, &patchType
+	}
+	if level := h.cluster.Level(namespace); level != "" && d.Outcome != inject.Skipped {
+		response.Warnings = []string{fmt.Sprintf(
+			"namespace %s has the label %s: %s, which forbids the capability NET_ADMIN of the init container %s that iam4kube injects; use the level privileged, or route node-wide without injection",
+			namespace, podSecurityLabel, level, inject.ContainerName)}
+	}
+	return response
+}

@@ -1,0 +1,71 @@
+package inject
+
+import (
+	"net/netip"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+)
+
+// user is that of the images, and exists nowhere else.
+const user = 65532
+
+// What the container may use. Requests are equal to limits, so that a Guaranteed pod
+// stays one and a ResourceQuota is content. A pod is charged the larger of its init
+// containers and its containers together: more than this would cost small pods something
+// for as long as they live, less would slow their start down.
+var resources = corev1.ResourceList{
+	corev1.ResourceCPU:    resource.MustParse("100m"),
+	corev1.ResourceMemory: resource.MustParse("32Mi"),
+}
+
+// container is what is injected. It has the defaults that the API server would fill in
+// and every setting that it would otherwise inherit from the pod and that would keep it
+// from working.
+func (c Config) container(to []netip.AddrPort, podLevel podResources) corev1.Container {
+	args := []string{"--mode=pod"}
+	for _, address := range to {
+		args = append(args, "--to="+address.String())
+	}
+	args = append(args, "--pod-ips=$(POD_IPS)", "--probe-timeout="+c.ProbeTimeout.String(), "--wait="+c.Wait.String())
+	no, yes, id, procMount := false, true, int64(user), corev1.DefaultProcMount
+	return corev1.Container{
+		Name:  ContainerName,
+		Image: c.Image,
+		Args:  args,
+		Env: []corev1.EnvVar{{Name: "POD_IPS", ValueFrom: &corev1.EnvVarSource{
+			FieldRef: &corev1.ObjectFieldSelector{APIVersion: "v1", FieldPath: "status.podIPs"},
+		}}},
+		Resources:                requirements(podLevel),
+		TerminationMessagePath:   corev1.TerminationMessagePathDefault,
+		TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
+		ImagePullPolicy:          corev1.PullIfNotPresent,
+		SecurityContext: &corev1.SecurityContext{
+			Capabilities: &corev1.Capabilities{
+				Add:  []corev1.Capability{"NET_ADMIN"},
+				Drop: []corev1.Capability{"ALL"},
+			},
+			Privileged:               &no,
+			RunAsUser:                &id,
+			RunAsGroup:               &id,
+			RunAsNonRoot:             &yes,
+			ReadOnlyRootFilesystem:   &yes,
+			AllowPrivilegeEscalation: &no,
+			ProcMount:                &procMount,
+			SeccompProfile:           &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
+		},
+	}
+}
+
+// requirements leaves out what the pod as a whole has an amount of. That amount decides
+// then about the quality of service and about quotas, and may be smaller than ours, which
+// the API server would not accept.
+func requirements(podLevel podResources) corev1.ResourceRequirements {
+	own := corev1.ResourceList{}
+	for name, quantity := range resources {
+		if !podLevel.has(name) {
+			own[name] = quantity
+		}
+	}
+	return corev1.ResourceRequirements{Limits: own, Requests: own}
+}

@@ -1,0 +1,187 @@
+// Package inject decides what happens to a pod that is about to be created: it becomes
+// the patch that puts the init container iam4kube-ip2service in front of the others, it
+// stays as it is, or it is refused. It owns the container and the reasons. Everything is
+// a function of the pod, the configuration and the Service: it knows neither HTTP nor the
+// API server.
+package inject
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+const (
+	// ContainerName is the init container's.
+	ContainerName = "iam4kube-ip2service"
+	// Label of a namespace with the value Enabled opts in, of a pod with the value Disabled
+	// out.
+	Label    = "iam4kube.io/inject"
+	Enabled  = "enabled"
+	Disabled = "disabled"
+)
+
+// Config is what all injected containers have in common.
+type Config struct {
+	// Namespace is iam4kube's own, whose pods are left alone.
+	Namespace          string
+	Image              string
+	ProbeTimeout, Wait time.Duration
+}
+
+// Service is where pods' requests are to go: an address of each of its families.
+type Service struct {
+	To []netip.AddrPort
+	// Reason and Problem say why there is none, and what to do.
+	Reason  Reason
+	Problem string
+}
+
+// Outcome is what happens to the pod.
+type Outcome string
+
+// Outcomes.
+const (
+	Injected  Outcome = "injected"
+	Unchanged Outcome = "unchanged" // it was injected before
+	Skipped   Outcome = "skipped"
+	Denied    Outcome = "denied"
+)
+
+// Reason is why.
+type Reason string
+
+// Reasons.
+const (
+	New      Reason = "new"
+	Restored Reason = "restored" // a container of our name was not ours, or not the first
+	Present  Reason = "present"
+
+	HostNetwork Reason = "host-network"
+	Windows     Reason = "windows"
+	Mirror      Reason = "mirror"
+	OptedOut    Reason = "opted-out"
+	Namespace   Reason = "namespace" // kube-system or iam4kube's own
+	NotANewPod  Reason = "not-a-new-pod"
+
+	NameTaken Reason = "name-taken"
+	Malformed Reason = "malformed"
+	NotSynced Reason = "not-synced"
+	NoService Reason = "no-service"
+	Headless  Reason = "headless"
+	NoPort    Reason = "no-port"
+)
+
+// Reasons are all pairs that can be.
+var Reasons = map[Outcome][]Reason{
+	Injected:  {New, Restored},
+	Unchanged: {Present},
+	Skipped:   {HostNetwork, Windows, Mirror, OptedOut, Namespace, NotANewPod},
+	Denied:    {NameTaken, Malformed, NotSynced, NoService, Headless, NoPort},
+}
+
+// Decision is what happens to a pod.
+type Decision struct {
+	Outcome Outcome
+	Reason  Reason
+	// Message tells the user of a pod that is denied what to do.
+	Message string
+	// Patch is a JSON patch (RFC 6902) for a pod that is injected.
+	Patch []byte
+	// Pod is the pod's name, or what the API server will make one from.
+	Pod string
+}
+
+// pod is the little that is read of a pod. The rest of it is neither decoded nor written,
+// so that fields which this version does not know survive.
+type pod struct {
+	Metadata struct {
+		Name         string            `json:"name"`
+		GenerateName string            `json:"generateName"`
+		Labels       map[string]string `json:"labels"`
+		Annotations  map[string]string `json:"annotations"`
+	} `json:"metadata"`
+	Spec struct {
+		HostNetwork bool `json:"hostNetwork"`
+		OS          struct {
+			Name corev1.OSName `json:"name"`
+		} `json:"os"`
+		NodeSelector   map[string]string `json:"nodeSelector"`
+		Resources      podResources      `json:"resources"`
+		InitContainers []json.RawMessage `json:"initContainers"`
+		Containers     []named           `json:"containers"`
+	} `json:"spec"`
+}
+
+type named struct {
+	Name string `json:"name"`
+}
+
+// podResources are those of the pod as a whole.
+type podResources struct {
+	Requests, Limits map[corev1.ResourceName]any
+}
+
+func (r podResources) has(name corev1.ResourceName) bool {
+	return r.Requests[name] != nil || r.Limits[name] != nil
+}
+
+// Decide says what happens to a pod that is created in the namespace; raw is its JSON, as
+// the API server sends it.
+func (c Config) Decide(namespace string, raw []byte, service Service) Decision {
+	var p pod
+	if err := json.Unmarshal(raw, &p); err != nil {
+		return Decision{Outcome: Denied, Reason: Malformed, Message: fmt.Sprintf("iam4kube cannot read the pod: %v", err)}
+	}
+	d := c.decide(namespace, &p, service)
+	if d.Pod = p.Metadata.Name; d.Pod == "" {
+		d.Pod = p.Metadata.GenerateName
+	}
+	return d
+}
+
+func (c Config) decide(namespace string, p *pod, service Service) Decision {
+	if reason := c.skip(namespace, p); reason != "" {
+		return Decision{Outcome: Skipped, Reason: reason}
+	}
+	if slices.Contains(p.Spec.Containers, named{ContainerName}) {
+		return Decision{Outcome: Denied, Reason: NameTaken, Message: fmt.Sprintf(
+			"a container of the pod is called %s, as the init container that iam4kube injects: give it another name", ContainerName)}
+	}
+	if service.Problem != "" {
+		return Decision{Outcome: Denied, Reason: service.Reason, Message: fmt.Sprintf(
+			"%s. To leave a pod out of the injection, label it %s: %s", service.Problem, Label, Disabled)}
+	}
+	container, err := json.Marshal(c.container(service.To, p.Spec.Resources))
+	if err != nil {
+		return Decision{Outcome: Denied, Reason: Malformed, Message: err.Error()}
+	}
+	return patch(p.Spec.InitContainers, container)
+}
+
+// skip says why a pod is never injected. Most of it the API server has asked before, by
+// the webhook's selectors and matchConditions; whoever changes those must not break nodes.
+//
+// Whether the namespace has opted in is not among it: what this program has seen of the
+// namespace may be older than what made the API server send the pod, and then the pod
+// would start open.
+func (c Config) skip(namespace string, p *pod) Reason {
+	_, mirror := p.Metadata.Annotations[corev1.MirrorPodAnnotationKey]
+	switch {
+	case namespace == "kube-system", namespace == c.Namespace:
+		return Namespace
+	case mirror:
+		return Mirror
+	case p.Spec.HostNetwork:
+		return HostNetwork
+	case p.Spec.OS.Name == corev1.Windows, p.Spec.NodeSelector[corev1.LabelOSStable] == string(corev1.Windows):
+		return Windows
+	case p.Metadata.Labels[Label] == Disabled:
+		return OptedOut
+	}
+	return ""
+}

@@ -1,0 +1,83 @@
+package inject
+
+import (
+	"encoding/json"
+	"fmt"
+	"reflect"
+	"slices"
+	"strings"
+)
+
+// operation of a JSON patch.
+type operation struct {
+	Op    string `json:"op"`
+	Path  string `json:"path"`
+	Value any    `json:"value,omitempty"`
+}
+
+const initContainers = "/spec/initContainers"
+
+// patch puts the container in front of the pod's init containers, in place of all that
+// have its name. A container is never believed to be ours because of its name.
+func patch(present []json.RawMessage, container json.RawMessage) Decision {
+	var same []int
+	for i, raw := range present {
+		var n named
+		if err := json.Unmarshal(raw, &n); err != nil {
+			return Decision{Outcome: Denied, Reason: Malformed, Message: fmt.Sprintf("iam4kube cannot read an init container of the pod: %v", err)}
+		}
+		if n.Name == ContainerName {
+			same = append(same, i)
+		}
+	}
+	if slices.Equal(same, []int{0}) && equal(present[0], container) {
+		return Decision{Outcome: Unchanged, Reason: Present}
+	}
+	var operations []operation
+	for _, i := range slices.Backward(same) {
+		operations = append(operations, operation{Op: "remove", Path: fmt.Sprintf("%s/%d", initContainers, i)})
+	}
+	if len(present) == 0 {
+		operations = append(operations, operation{"add", initContainers, []json.RawMessage{container}})
+	} else {
+		operations = append(operations, operation{"add", initContainers + "/0", container})
+	}
+	text, err := json.Marshal(operations)
+	if err != nil {
+		return Decision{Outcome: Denied, Reason: Malformed, Message: err.Error()}
+	}
+	reason := New
+	if len(same) > 0 {
+		reason = Restored
+	}
+	return Decision{Outcome: Injected, Reason: reason, Patch: text}
+}
+
+// equal compares what was injected with what has come back, all fields, known here or
+// not.
+func equal(present, container json.RawMessage) bool {
+	var a, b map[string]any
+	if json.Unmarshal(present, &a) != nil || json.Unmarshal(container, &b) != nil {
+		return false
+	}
+	withoutToken(a)
+	return reflect.DeepEqual(a, b)
+}
+
+// withoutToken forgets the token of the ServiceAccount, which the API server mounts into
+// each container of a pod.
+func withoutToken(container map[string]any) {
+	mounts, _ := container["volumeMounts"].([]any)
+	if len(mounts) != 1 {
+		return
+	}
+	mount, _ := mounts[0].(map[string]any)
+	name, _ := mount["name"].(string)
+	delete(mount, "name")
+	token := map[string]any{"mountPath": "/var/run/secrets/kubernetes.io/serviceaccount", "readOnly": true}
+	if strings.HasPrefix(name, "kube-api-access-") && reflect.DeepEqual(mount, token) {
+		delete(container, "volumeMounts")
+	} else {
+		mount["name"] = name
+	}
+}

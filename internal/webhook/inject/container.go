@@ -28,7 +28,7 @@ func (c Config) container(to []netip.AddrPort, podLevel podResources) corev1.Con
 		args = append(args, "--to="+address.String())
 	}
 	args = append(args, "--pod-ips=$(POD_IPS)", "--probe-timeout="+c.ProbeTimeout.String(), "--wait="+c.Wait.String())
-	no, yes, id, procMount := false, true, int64(user), corev1.DefaultProcMount
+	no, yes, id := false, true, int64(user)
 	return corev1.Container{
 		Name:  ContainerName,
 		Image: c.Image,
@@ -51,7 +51,6 @@ func (c Config) container(to []netip.AddrPort, podLevel podResources) corev1.Con
 			RunAsNonRoot:             &yes,
 			ReadOnlyRootFilesystem:   &yes,
 			AllowPrivilegeEscalation: &no,
-			ProcMount:                &procMount,
 			SeccompProfile:           &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
 		},
 	}

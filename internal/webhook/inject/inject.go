@@ -13,6 +13,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	utiljson "k8s.io/apimachinery/pkg/util/json"
 )
 
 const (
@@ -123,7 +124,8 @@ type named struct {
 
 // podResources are those of the pod as a whole.
 type podResources struct {
-	Requests, Limits map[corev1.ResourceName]any
+	Requests map[corev1.ResourceName]any `json:"requests"`
+	Limits   map[corev1.ResourceName]any `json:"limits"`
 }
 
 func (r podResources) has(name corev1.ResourceName) bool {
@@ -134,7 +136,7 @@ func (r podResources) has(name corev1.ResourceName) bool {
 // the API server sends it.
 func (c Config) Decide(namespace string, raw []byte, service Service) Decision {
 	var p pod
-	if err := json.Unmarshal(raw, &p); err != nil {
+	if err := utiljson.Unmarshal(raw, &p); err != nil {
 		return Decision{Outcome: Denied, Reason: Malformed, Message: fmt.Sprintf("iam4kube cannot read the pod: %v", err)}
 	}
 	d := c.decide(namespace, &p, service)
@@ -147,6 +149,9 @@ func (c Config) Decide(namespace string, raw []byte, service Service) Decision {
 func (c Config) decide(namespace string, p *pod, service Service) Decision {
 	if reason := c.skip(namespace, p); reason != "" {
 		return Decision{Outcome: Skipped, Reason: reason}
+	}
+	if len(p.Spec.Containers) == 0 {
+		return Decision{Outcome: Denied, Reason: Malformed, Message: "the pod has no containers"}
 	}
 	if slices.Contains(p.Spec.Containers, named{ContainerName}) {
 		return Decision{Outcome: Denied, Reason: NameTaken, Message: fmt.Sprintf(

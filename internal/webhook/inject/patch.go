@@ -6,6 +6,8 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+
+	utiljson "k8s.io/apimachinery/pkg/util/json"
 )
 
 // operation of a JSON patch.
@@ -23,7 +25,7 @@ func patch(present []json.RawMessage, container json.RawMessage) Decision {
 	var same []int
 	for i, raw := range present {
 		var n named
-		if err := json.Unmarshal(raw, &n); err != nil {
+		if err := utiljson.Unmarshal(raw, &n); err != nil {
 			return Decision{Outcome: Denied, Reason: Malformed, Message: fmt.Sprintf("iam4kube cannot read an init container of the pod: %v", err)}
 		}
 		if n.Name == ContainerName {
@@ -57,7 +59,7 @@ func patch(present []json.RawMessage, container json.RawMessage) Decision {
 // not.
 func equal(present, container json.RawMessage) bool {
 	var a, b map[string]any
-	if json.Unmarshal(present, &a) != nil || json.Unmarshal(container, &b) != nil {
+	if utiljson.Unmarshal(present, &a) != nil || utiljson.Unmarshal(container, &b) != nil {
 		return false
 	}
 	withoutToken(a)

@@ -15,9 +15,14 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 
 	"github.com/iam4kube/iam4kube/internal/logging"
@@ -116,6 +121,33 @@ func (h *hook) get(t testing.TB, path string) (status int, body string) {
 		t.Fatal(err)
 	}
 	return response.StatusCode, string(content)
+}
+
+// metrics are those of the webhook.
+func (h *hook) metrics(t testing.TB) map[string]*dto.MetricFamily {
+	t.Helper()
+	_, body := h.get(t, "/metrics")
+	parser := expfmt.NewTextParser(model.UTF8Validation)
+	families, err := parser.TextToMetricFamilies(strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return families
+}
+
+// sum is that of a counter over the series that have these label values.
+func (h *hook) sum(t testing.TB, name string, values ...string) (sum float64) {
+	t.Helper()
+	for _, m := range h.metrics(t)[name].GetMetric() {
+		have := map[string]bool{}
+		for _, l := range m.GetLabel() {
+			have[l.GetValue()] = true
+		}
+		if !slices.ContainsFunc(values, func(v string) bool { return !have[v] }) {
+			sum += m.GetCounter().GetValue()
+		}
+	}
+	return sum
 }
 
 func (h *hook) clientConfig() admissionv1.WebhookClientConfig {

@@ -26,7 +26,7 @@ import (
 const (
 	ownNamespace = "iam4kube"
 	account      = "iam4kube-webhook"
-	initImage    = "registry.invalid/iam4kube/ip2service:v1.2.3"
+	initImage    = "registry.example/iam4kube/ip2service:v1" // that of the fixtures, as is the ClusterIP
 	clusterIP    = "10.96.0.77"
 	// within bounds what comes in a moment, on a machine that is busy.
 	within = 60 * time.Second
@@ -42,7 +42,10 @@ func run(m *testing.M) (status int) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
 	defer cancel()
 	var err error
-	if cp, err = controlplane.Start(ctx, controlplane.Options{ServiceAccountAdmission: true}); err == nil {
+	if cp, err = controlplane.Start(ctx, controlplane.Options{
+		ServiceAccountAdmission: true,
+		APIServerArgs:           []string{"--service-cluster-ip-range=10.96.0.0/16,fd00:96::/112"},
+	}); err == nil {
 		defer func() {
 			if err := cp.Stop(); err != nil {
 				fmt.Fprintln(os.Stderr, "webhook:", err)

@@ -22,12 +22,20 @@ var resources = corev1.ResourceList{
 // container is what is injected. It has the defaults that the API server would fill in
 // and every setting that it would otherwise inherit from the pod and that would keep it
 // from working.
-func (c Config) container(to []netip.AddrPort, podLevel podResources) corev1.Container {
+//
+// Where the pod as a whole has resources (podResources), ours has none: the pod's decide
+// about the quality of service and quotas, may be smaller than ours, which the API server
+// would refuse, and would be filled up by it from ours.
+func (c Config) container(to []netip.AddrPort, podResources bool) corev1.Container {
 	args := []string{"--mode=pod"}
 	for _, address := range to {
 		args = append(args, "--to="+address.String())
 	}
 	args = append(args, "--pod-ips=$(POD_IPS)", "--probe-timeout="+c.ProbeTimeout.String(), "--wait="+c.Wait.String())
+	var requirements corev1.ResourceRequirements
+	if !podResources {
+		requirements = corev1.ResourceRequirements{Limits: resources, Requests: resources}
+	}
 	no, yes, id := false, true, int64(user)
 	return corev1.Container{
 		Name:  ContainerName,
@@ -36,7 +44,7 @@ func (c Config) container(to []netip.AddrPort, podLevel podResources) corev1.Con
 		Env: []corev1.EnvVar{{Name: "POD_IPS", ValueFrom: &corev1.EnvVarSource{
 			FieldRef: &corev1.ObjectFieldSelector{APIVersion: "v1", FieldPath: "status.podIPs"},
 		}}},
-		Resources:                requirements(podLevel),
+		Resources:                requirements,
 		TerminationMessagePath:   corev1.TerminationMessagePathDefault,
 		TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
 		ImagePullPolicy:          corev1.PullIfNotPresent,
@@ -54,17 +62,4 @@ func (c Config) container(to []netip.AddrPort, podLevel podResources) corev1.Con
 			SeccompProfile:           &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
 		},
 	}
-}
-
-// requirements leaves out what the pod as a whole has an amount of. That amount decides
-// then about the quality of service and about quotas, and may be smaller than ours, which
-// the API server would not accept.
-func requirements(podLevel podResources) corev1.ResourceRequirements {
-	own := corev1.ResourceList{}
-	for name, quantity := range resources {
-		if !podLevel.has(name) {
-			own[name] = quantity
-		}
-	}
-	return corev1.ResourceRequirements{Limits: own, Requests: own}
 }

@@ -111,8 +111,11 @@ type pod struct {
 		OS          struct {
 			Name corev1.OSName `json:"name"`
 		} `json:"os"`
-		NodeSelector   map[string]string `json:"nodeSelector"`
-		Resources      podResources      `json:"resources"`
+		NodeSelector map[string]string `json:"nodeSelector"`
+		Resources    struct {
+			Requests map[corev1.ResourceName]any `json:"requests"`
+			Limits   map[corev1.ResourceName]any `json:"limits"`
+		} `json:"resources"`
 		InitContainers []json.RawMessage `json:"initContainers"`
 		Containers     []named           `json:"containers"`
 	} `json:"spec"`
@@ -120,16 +123,6 @@ type pod struct {
 
 type named struct {
 	Name string `json:"name"`
-}
-
-// podResources are those of the pod as a whole.
-type podResources struct {
-	Requests map[corev1.ResourceName]any `json:"requests"`
-	Limits   map[corev1.ResourceName]any `json:"limits"`
-}
-
-func (r podResources) has(name corev1.ResourceName) bool {
-	return r.Requests[name] != nil || r.Limits[name] != nil
 }
 
 // Decide says what happens to a pod that is created in the namespace; raw is its JSON, as
@@ -161,7 +154,7 @@ func (c Config) decide(namespace string, p *pod, service Service) Decision {
 		return Decision{Outcome: Denied, Reason: service.Reason, Message: fmt.Sprintf(
 			"%s. To leave a pod out of the injection, label it %s: %s", service.Problem, Label, Disabled)}
 	}
-	container, err := json.Marshal(c.container(service.To, p.Spec.Resources))
+	container, err := json.Marshal(c.container(service.To, len(p.Spec.Resources.Requests)+len(p.Spec.Resources.Limits) > 0))
 	if err != nil {
 		return Decision{Outcome: Denied, Reason: Malformed, Message: err.Error()}
 	}

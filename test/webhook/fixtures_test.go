@@ -15,14 +15,12 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	"sigs.k8s.io/yaml"
 
 	"github.com/iam4kube/iam4kube/internal/webhook/inject"
-	"github.com/iam4kube/iam4kube/test/controlplane"
 )
 
 // fixture is one of package inject: a pod, what else is in its namespace, and the result.
@@ -146,9 +144,7 @@ func (f fixture) namespace(t *testing.T, label string) string {
 func TestFixturesThroughTheAPIServer(t *testing.T) {
 	h := startReady(t)
 	for _, namespace := range []string{"kube-system", ownNamespace} {
-		if err := cp.CreateServiceAccount(t.Context(), controlplane.ServiceAccount{Namespace: namespace, Name: "default"}); err != nil && !apierrors.IsAlreadyExists(err) {
-			t.Fatal(err)
-		}
+		ensureAccount(t, namespace)
 	}
 	for _, f := range fixtures(t) {
 		t.Run(f.name, func(t *testing.T) {
@@ -225,7 +221,7 @@ var random = regexp.MustCompile(`kube-api-access-[a-z0-9]{5}`)
 func normal(t testing.TB, pod *corev1.Pod) map[string]any {
 	t.Helper()
 	pod = pod.DeepCopy()
-	pod.Name, pod.GenerateName, pod.Namespace, pod.UID, pod.CreationTimestamp, pod.ManagedFields = "", "", "", "", metav1.Time{}, nil
+	pod.Name, pod.GenerateName, pod.Namespace, pod.UID, pod.ResourceVersion, pod.CreationTimestamp, pod.ManagedFields = "", "", "", "", "", metav1.Time{}, nil
 	text, err := json.Marshal(pod)
 	if err != nil {
 		t.Fatal(err)

@@ -14,9 +14,11 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -79,6 +81,47 @@ func start(t testing.TB, change ...func(*webhook.Config)) *hook {
 			t.Errorf("the webhook ended with: %v", err)
 		}
 	})
+	h.serving(t)
+	return h
+}
+
+// startProgram runs the program with these flags, with what start does besides.
+func startProgram(t testing.TB, buildFlag string, flags ...string) *hook {
+	t.Helper()
+	path, err := environment.Build("cmd/webhook", buildFlag)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rights, err := cp.ServiceAccountConfig(t.Context(), ownNamespace, account)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := &hook{logs: &environment.Logs{}, ca: newAuthority(t), certDir: t.TempDir()}
+	h.ca.issue(t, h.certDir, time.Hour)
+	command := exec.Command(path, append([]string{
+		"--listen-on=127.0.0.1:0", "--aux-listen-on=127.0.0.1:0", "--kubeconfig", cp.Kubeconfig(t, rights),
+		"--cert-dir", h.certDir, "--init-image", initImage,
+	}, flags...)...)
+	command.Stderr = h.logs
+	command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := command.Start(); err != nil {
+		t.Fatal(err)
+	}
+	h.stop = func() error {
+		_ = command.Process.Signal(syscall.SIGTERM)
+		return command.Wait()
+	}
+	t.Cleanup(func() {
+		if err := h.stop(); err != nil {
+			t.Errorf("the webhook ended with: %v", err)
+		}
+	})
+	h.serving(t)
+	return h
+}
+
+func (h *hook) serving(t testing.TB) {
+	t.Helper()
 	starting, done := context.WithTimeout(t.Context(), within)
 	defer done()
 	line, err := h.logs.Wait(starting, "serving")
@@ -86,7 +129,6 @@ func start(t testing.TB, change ...func(*webhook.Config)) *hook {
 		t.Fatal(err)
 	}
 	h.url, h.aux = "https://"+line[logging.Address].(string)+webhook.Path, line[logging.AuxAddress].(string)
-	return h
 }
 
 // startReady starts a webhook that the API server asks.
@@ -168,24 +210,37 @@ func newAuthority(t testing.TB) *authority {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := &authority{key: key, serial: 1}
+	a := &authority{key: key}
+	a.renew(t)
+	return a
+}
+
+// renew makes a new certificate of the same key and name.
+func (a *authority) renew(t testing.TB) {
+	t.Helper()
+	a.serial++
 	a.certificate = &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test CA"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		SerialNumber: big.NewInt(a.serial), Subject: pkix.Name{CommonName: "test CA"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
 	}
-	der, err := x509.CreateCertificate(rand.Reader, a.certificate, a.certificate, key.Public(), key)
+	der, err := x509.CreateCertificate(rand.Reader, a.certificate, a.certificate, a.key.Public(), a.key)
 	if err != nil {
 		t.Fatal(err)
 	}
 	a.pem = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-	return a
 }
 
-// issue writes a new certificate and key for 127.0.0.1 the way the kubelet writes a Secret:
-// files are links into a folder that is replaced in one step.
+// issue writes a new certificate and key for 127.0.0.1 as the kubelet writes a Secret.
 func (a *authority) issue(t testing.TB, dir string, lifetime time.Duration) (serial int64) {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	certificate, key := a.sign(t, lifetime)
+	writeSecret(t, dir, map[string][]byte{"tls.crt": certificate, "tls.key": key})
+	return a.serial
+}
+
+func (a *authority) sign(t testing.TB, lifetime time.Duration) (certificate, key []byte) {
+	t.Helper()
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -194,21 +249,19 @@ func (a *authority) issue(t testing.TB, dir string, lifetime time.Duration) (ser
 		SerialNumber: big.NewInt(a.serial), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(lifetime),
 		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, a.certificate, key.Public(), a.key)
+	der, err := x509.CreateCertificate(rand.Reader, template, a.certificate, private.Public(), a.key)
 	if err != nil {
 		t.Fatal(err)
 	}
-	keyDER, err := x509.MarshalECPrivateKey(key)
+	keyDER, err := x509.MarshalECPrivateKey(private)
 	if err != nil {
 		t.Fatal(err)
 	}
-	writeSecret(t, dir, map[string][]byte{
-		"tls.crt": pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
-		"tls.key": pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: keyDER}),
-	})
-	return a.serial
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: keyDER})
 }
 
+// writeSecret writes files the way the kubelet does: links into a folder that is replaced in
+// one step.
 func writeSecret(t testing.TB, dir string, files map[string][]byte) {
 	t.Helper()
 	must := func(err error) {

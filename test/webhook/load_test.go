@@ -1,0 +1,155 @@
+package webhook
+
+import (
+	"crypto/tls"
+	"fmt"
+	"math"
+	"net/url"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/iam4kube/iam4kube/internal/webhook/inject"
+)
+
+// rate is what section 8 of the contract measures at.
+const rate = 200
+
+// createAtRate tries to create so many pods, as dry runs, at the rate, and returns how long
+// it took. A busy machine makes it slower, not wrong.
+func createAtRate(t testing.TB, namespace string, count int) time.Duration {
+	t.Helper()
+	start := time.Now()
+	ticker := time.NewTicker(time.Second / rate)
+	defer ticker.Stop()
+	queue := make(chan int)
+	var workers sync.WaitGroup
+	for range 32 {
+		workers.Go(func() {
+			for i := range queue {
+				pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("app-%d", i)}, Spec: plainSpec()}
+				created, err := cp.Client.CoreV1().Pods(namespace).Create(t.Context(), pod, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+				if err != nil {
+					t.Errorf("pod %d: %v", i, err)
+				} else if len(created.Spec.InitContainers) != 1 {
+					t.Errorf("pod %d is not injected", i)
+				}
+			}
+		})
+	}
+	for i := range count {
+		<-ticker.C
+		queue <- i
+	}
+	close(queue)
+	workers.Wait()
+	return time.Since(start)
+}
+
+// TestCertificateRotation: the certificate is renewed four times a second under load, and
+// every second its CA too, as cert-manager does it with the manifests: the same key in a
+// new certificate, which is added to the caBundle. A changed caBundle makes the API server
+// open new connections, so that it sees the new certificates.
+func TestCertificateRotation(t *testing.T) {
+	h := startProgram(t, "-race")
+	h.waitReady(t)
+	install(t, h)
+	namespace := newNamespace(t, inject.Enabled, nil)
+	served := map[int64]bool{}
+	var wanted atomic.Int64
+	stop, rotating := make(chan struct{}), sync.WaitGroup{}
+	rotating.Go(func() {
+		ticker := time.NewTicker(250 * time.Millisecond)
+		defer ticker.Stop()
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				return
+			case <-ticker.C:
+			}
+			if i%4 == 3 {
+				h.ca.renew(t)
+				addToBundle(t, h.ca.pem)
+			}
+			wanted.Store(h.ca.issue(t, h.certDir, time.Hour))
+			served[h.serial(t)] = true
+		}
+	})
+	took := createAtRate(t, namespace, 5*rate)
+	close(stop)
+	rotating.Wait()
+	eventually(t, func() error {
+		if have := h.serial(t); have != wanted.Load() {
+			return fmt.Errorf("certificate %d is served, not %d", have, wanted.Load())
+		}
+		return nil
+	})
+	t.Logf("%d pods in %v, %d certificates seen", 5*rate, took, len(served))
+	if len(served) < 5 {
+		t.Errorf("%d certificates were served: the rotation was no test", len(served))
+	}
+}
+
+// serial is that of the certificate which new connections get.
+func (h *hook) serial(t testing.TB) int64 {
+	t.Helper()
+	u, err := url.Parse(h.url)
+	if err != nil {
+		t.Error(err)
+		return 0
+	}
+	// What the API server verifies is not verified twice.
+	c, err := tls.Dial("tcp", u.Host, &tls.Config{InsecureSkipVerify: true})
+	if err != nil {
+		t.Error(err)
+		return 0
+	}
+	defer func() { _ = c.Close() }()
+	return c.ConnectionState().PeerCertificates[0].SerialNumber.Int64()
+}
+
+func addToBundle(t testing.TB, pem []byte) {
+	t.Helper()
+	client := cp.Client.AdmissionregistrationV1().MutatingWebhookConfigurations()
+	c, err := client.Get(background, "iam4kube-webhook", metav1.GetOptions{})
+	if err == nil {
+		c.Webhooks[0].ClientConfig.CABundle = append(c.Webhooks[0].ClientConfig.CABundle, pem...)
+		_, err = client.Update(background, c, metav1.UpdateOptions{})
+	}
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// BenchmarkInjection prints the webhook's own time, from a review's header to its answer, at
+// 200 pods a second. Each pod is two reviews: the API server asks again after its own
+// admission has added to what was injected.
+func BenchmarkInjection(b *testing.B) {
+	h := startProgram(b, "-trimpath")
+	h.waitReady(b)
+	install(b, h)
+	namespace := newNamespace(b, inject.Enabled, nil)
+	for b.Loop() {
+		took := createAtRate(b, namespace, 20*rate)
+		b.ReportMetric(20*rate/took.Seconds(), "pods/s")
+		b.ReportMetric(1000*h.quantile(b, 0.5), "p50-ms")
+		b.ReportMetric(1000*h.quantile(b, 0.99), "p99-ms")
+		b.ReportMetric(0, "ns/op")
+	}
+}
+
+// quantile is the upper bound of the histogram's bucket.
+func (h *hook) quantile(t testing.TB, q float64) float64 {
+	t.Helper()
+	histogram := h.metrics(t)["iam4kube_admission_duration_seconds"].GetMetric()[0].GetHistogram()
+	for _, bucket := range histogram.GetBucket() {
+		if float64(bucket.GetCumulativeCount()) >= q*float64(histogram.GetSampleCount()) {
+			return bucket.GetUpperBound()
+		}
+	}
+	return math.Inf(1)
+}

@@ -83,6 +83,18 @@ func createService(ctx context.Context) error {
 // configuration is that of manifests/, with this client configuration.
 func configuration(t testing.TB, client admissionv1.WebhookClientConfig) *admissionv1.MutatingWebhookConfiguration {
 	t.Helper()
+	c := manifestConfiguration(t)
+	c.Webhooks[0].ClientConfig = client
+	return c
+}
+
+func manifestClientConfig(t testing.TB) admissionv1.WebhookClientConfig {
+	t.Helper()
+	return manifestConfiguration(t).Webhooks[0].ClientConfig
+}
+
+func manifestConfiguration(t testing.TB) *admissionv1.MutatingWebhookConfiguration {
+	t.Helper()
 	text, err := os.ReadFile(manifest("webhook-configuration.yaml"))
 	if err != nil {
 		t.Fatal(err)
@@ -94,7 +106,6 @@ func configuration(t testing.TB, client admissionv1.WebhookClientConfig) *admiss
 	if len(c.Webhooks) != 1 {
 		t.Fatalf("%d webhooks", len(c.Webhooks))
 	}
-	c.Webhooks[0].ClientConfig = client
 	return c
 }
 

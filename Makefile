@@ -39,9 +39,9 @@ test: test-unit test-tools ## everything, as root on Debian: real API server, re
 	cd test && go test -race -p 1 -timeout 30m $(TESTFLAGS) ./...
 
 .PHONY: bench
-bench: control-plane ## throughput and latency beside a bare net/http server; wake-up of 10,000; rules beside iptables
+bench: control-plane ## throughput and latency beside a bare net/http server; wake-up of 10,000; rules beside iptables; injection
 	hack/debian-packages.sh iproute2 iptables nftables
-	cd test && go test -run '^$$' -bench . -benchtime 1x -timeout 60m -v ./bench/... ./benchrouting/...
+	cd test && go test -run '^$$' -bench . -benchtime 1x -timeout 60m -v ./bench/... ./benchrouting/... ./webhook/...
 
 .PHONY: bench-scale
 bench-scale: control-plane ## memory and time to sync with 50,000 pods and 5,000 ServiceAccounts
@@ -54,6 +54,7 @@ demo: control-plane ## the AWS CLI in a network namespace gets its pod's role fr
 
 .PHONY: test-tools
 test-tools: control-plane # what `test` needs and the checkout does not hold
+	cd test && go run ./controlplane/cmd/build certmanager
 	hack/debian-packages.sh awscli python3-boto3 iproute2 iptables nftables nodejs npm
 	$(MAKE) test/clients/js/node_modules/.package-lock.json
 

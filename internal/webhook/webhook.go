@@ -125,30 +125,31 @@ func (w *webhook) build() error {
 }
 
 // listen opens every listener, so that a port that is taken ends the start.
-func (w *webhook) listen(ctx context.Context) (err error) {
-	open := func(flag, address string) net.Listener {
-		if err != nil {
-			return nil
-		}
-		var listener net.Listener
-		if listener, err = (&net.ListenConfig{}).Listen(ctx, "tcp", address); err != nil {
-			err = fmt.Errorf("%s: %w", flag, err)
-		}
-		return listener
+func (w *webhook) listen(ctx context.Context) error {
+	handlers := map[string]http.Handler{w.cfg.AuxListenOn: auxserver.Handler(w.registry, w.ready)}
+	if w.cfg.Debug {
+		handlers[auxserver.DebugAddress] = auxserver.Debug(map[string]func() any{"service": func() any { return w.cluster.Service() }})
 	}
-	serve := func(listener net.Listener, handler http.Handler) {
+	var config net.ListenConfig
+	reviews, err := config.Listen(ctx, "tcp", w.cfg.ListenOn)
+	if err != nil {
+		return fmt.Errorf("--listen-on: %w", err)
+	}
+	aux := ""
+	for address, handler := range handlers {
+		listener, err := config.Listen(ctx, "tcp", address)
+		if err != nil {
+			_ = reviews.Close() // nothing was accepted yet
+			return fmt.Errorf("--aux-listen-on or --debug: %w", err)
+		}
+		if address == w.cfg.AuxListenOn {
+			aux = listener.Addr().String()
+		}
 		w.runs = append(w.runs, func(ctx context.Context) error { return auxserver.Serve(ctx, listener, handler, w.log) })
 	}
-	w.listener = open("--listen-on", w.cfg.ListenOn)
-	aux := open("--aux-listen-on", w.cfg.AuxListenOn)
-	serve(aux, auxserver.Handler(w.registry, w.ready))
-	if w.cfg.Debug {
-		serve(open("--debug", auxserver.DebugAddress), auxserver.Debug(map[string]func() any{"service": func() any { return w.cluster.Service() }}))
-	}
-	if err == nil {
-		w.log.Info("serving", zap.Stringer(logging.Address, w.listener.Addr()), zap.Stringer(logging.AuxAddress, aux.Addr()))
-	}
-	return err
+	w.listener = reviews
+	w.log.Info("serving", zap.Stringer(logging.Address, reviews.Addr()), zap.String(logging.AuxAddress, aux))
+	return nil
 }
 
 // ready is why the API server should ask another replica.

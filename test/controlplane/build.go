@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -20,21 +21,54 @@ import (
 // folder than iam4kube below os.UserCacheDir.
 const CacheEnv = "IAM4KUBE_TEST_CACHE"
 
-// buildModules are the modules below test/build and the programs each one becomes.
-// All programs of a module are names of one binary.
-var buildModules = []struct {
+// buildModule is a module below test/build and the programs that it becomes. All programs
+// of a module are names of one binary.
+type buildModule struct {
 	module   string
 	programs []string
-}{
-	{"etcd", []string{"etcd"}},
-	{"kubernetes", []string{"kube-apiserver"}},
 }
+
+var (
+	buildModules = []buildModule{
+		{"etcd", []string{"etcd"}},
+		{"kubernetes", []string{"kube-apiserver"}},
+	}
+	certManagerModules = []buildModule{{"certmanager", []string{"certmanager"}}}
+)
 
 // Build makes sure that etcd and kube-apiserver are built and returns the folder that
 // holds them. The first build takes many minutes and tells on stderr where it is;
 // afterwards Build only looks whether the folder is there. Processes that build at the
 // same time wait for the first of them.
 func Build(ctx context.Context) (binDir string, err error) {
+	return build(ctx, "controlplane", buildModules)
+}
+
+// BuildCertManager makes sure, as Build does, that cert-manager's controllers are built, and
+// returns the program and the folder of its CRDs.
+func BuildCertManager(ctx context.Context) (program, crds string, err error) {
+	binDir, err := build(ctx, "certmanager", certManagerModules)
+	if err != nil {
+		return "", "", err
+	}
+	sources, err := sourceDir()
+	if err != nil {
+		return "", "", err
+	}
+	cmd := exec.CommandContext(ctx, "go", "mod", "download", "-json", "github.com/cert-manager/cert-manager")
+	cmd.Dir = filepath.Join(sources, "certmanager")
+	output, err := cmd.Output()
+	if err != nil {
+		return "", "", fmt.Errorf("looking for cert-manager's CRDs: %w", err)
+	}
+	var module struct{ Dir string }
+	if err := json.Unmarshal(output, &module); err != nil {
+		return "", "", err
+	}
+	return filepath.Join(binDir, "certmanager"), filepath.Join(module.Dir, "deploy", "crds"), nil
+}
+
+func build(ctx context.Context, name string, modules []buildModule) (binDir string, err error) {
 	sources, err := sourceDir()
 	if err != nil {
 		return "", err
@@ -43,7 +77,7 @@ func Build(ctx context.Context) (binDir string, err error) {
 	if err != nil {
 		return "", err
 	}
-	key, err := buildKey(sources)
+	key, err := buildKey(sources, name, modules)
 	if err != nil {
 		return "", err
 	}
@@ -62,7 +96,7 @@ func Build(ctx context.Context) (binDir string, err error) {
 	if built(binDir) {
 		return binDir, nil
 	}
-	return binDir, buildAll(ctx, sources, binDir, os.Stderr)
+	return binDir, buildAll(ctx, sources, binDir, modules, os.Stderr)
 }
 
 func built(binDir string) bool {
@@ -93,21 +127,21 @@ func CacheDir() (string, error) {
 }
 
 // buildKey changes whenever the programs would: with the modules' files and with Go.
-func buildKey(sources string) (string, error) {
+func buildKey(sources, name string, modules []buildModule) (string, error) {
 	h := sha256.New()
 	fmt.Fprintln(h, runtime.Version(), runtime.GOOS, runtime.GOARCH)
-	for _, m := range buildModules {
+	for _, m := range modules {
 		fmt.Fprintln(h, m.module, m.programs)
-		for _, name := range []string{"go.mod", "go.sum", "main.go"} {
-			content, err := os.ReadFile(filepath.Join(sources, m.module, name))
+		for _, file := range []string{"go.mod", "go.sum", "main.go"} {
+			content, err := os.ReadFile(filepath.Join(sources, m.module, file))
 			if err != nil {
 				return "", err
 			}
-			fmt.Fprintln(h, name, len(content))
+			fmt.Fprintln(h, file, len(content))
 			h.Write(content)
 		}
 	}
-	return fmt.Sprintf("controlplane-%x", h.Sum(nil)[:8]), nil
+	return fmt.Sprintf("%s-%x", name, h.Sum(nil)[:8]), nil
 }
 
 // lock holds an exclusive lock on a file, which the kernel gives up for a process that
@@ -142,7 +176,7 @@ func lock(ctx context.Context, path string, progress io.Writer) (unlock func(), 
 
 // buildAll fills a folder beside binDir and renames it when it is complete, so that
 // binDir is never half there.
-func buildAll(ctx context.Context, sources, binDir string, progress io.Writer) error {
+func buildAll(ctx context.Context, sources, binDir string, modules []buildModule, progress io.Writer) error {
 	// Under the lock nobody else has one, so what is there was left by a killed build.
 	partial := filepath.Join(filepath.Dir(binDir), "partial")
 	if err := os.RemoveAll(partial); err != nil {
@@ -152,9 +186,9 @@ func buildAll(ctx context.Context, sources, binDir string, progress io.Writer) e
 		return err
 	}
 	defer os.RemoveAll(partial)
-	for _, m := range buildModules {
+	for _, m := range modules {
 		out := filepath.Join(partial, m.programs[0])
-		if err := buildModule(ctx, filepath.Join(sources, m.module), out, progress); err != nil {
+		if err := compile(ctx, filepath.Join(sources, m.module), out, progress); err != nil {
 			return fmt.Errorf("building %s: %w", m.programs[0], err)
 		}
 		for _, name := range m.programs[1:] {
@@ -166,8 +200,8 @@ func buildAll(ctx context.Context, sources, binDir string, progress io.Writer) e
 	return os.Rename(partial, binDir)
 }
 
-// buildModule runs go build -v, whose lines name the packages as they are compiled.
-func buildModule(ctx context.Context, dir, out string, progress io.Writer) error {
+// compile runs go build -v, whose lines name the packages as they are compiled.
+func compile(ctx context.Context, dir, out string, progress io.Writer) error {
 	name, start := filepath.Base(out), time.Now()
 	fmt.Fprintf(progress, "controlplane: building %s\n", name)
 	cmd := exec.CommandContext(ctx, "go", "build", "-v", "-buildvcs=false", "-ldflags=-s -w", "-o", out, ".")

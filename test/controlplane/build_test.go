@@ -21,7 +21,7 @@ func TestBuildKeyFollowsTheModules(t *testing.T) {
 		}
 	}
 	key := func() string {
-		key, err := buildKey(sources)
+		key, err := buildKey(sources, "controlplane", buildModules)
 		must(t, err)
 		return key
 	}
@@ -60,7 +60,7 @@ func TestFailedBuildLeavesNothing(t *testing.T) {
 	must(t, os.WriteFile(filepath.Join(sources, "etcd", "go.mod"), []byte("module example.com/etcd\n"), 0o644))
 	must(t, os.WriteFile(filepath.Join(sources, "etcd", "main.go"), []byte("package main\nfunc main() { undefined() }\n"), 0o644))
 	var said strings.Builder
-	err := buildAll(t.Context(), sources, filepath.Join(cache, "bin"), &said)
+	err := buildAll(t.Context(), sources, filepath.Join(cache, "bin"), buildModules, &said)
 	if err == nil || !strings.Contains(err.Error(), "undefined: undefined") {
 		t.Errorf("got %v, want the compiler's message", err)
 	}

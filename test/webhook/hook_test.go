@@ -231,11 +231,11 @@ func (a *authority) renew(t testing.TB) {
 }
 
 // issue writes a new certificate and key for 127.0.0.1 as the kubelet writes a Secret.
-func (a *authority) issue(t testing.TB, dir string, lifetime time.Duration) (serial int64) {
+func (a *authority) issue(t testing.TB, dir string, lifetime time.Duration) (serial string) {
 	t.Helper()
 	certificate, key := a.sign(t, lifetime)
 	writeSecret(t, dir, map[string][]byte{"tls.crt": certificate, "tls.key": key})
-	return a.serial
+	return fmt.Sprint(a.serial)
 }
 
 func (a *authority) sign(t testing.TB, lifetime time.Duration) (certificate, key []byte) {

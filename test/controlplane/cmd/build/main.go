@@ -1,5 +1,6 @@
 // Command build builds the control plane that the tests run on, so that a test run
-// need not start with it. It prints the folder that holds the programs.
+// need not start with it. It prints the folder that holds the programs. With the argument
+// certmanager it builds cert-manager's controllers instead.
 package main
 
 import (
@@ -15,7 +16,14 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	dir, err := controlplane.Build(ctx)
+	build := controlplane.Build
+	if len(os.Args) > 1 && os.Args[1] == "certmanager" {
+		build = func(ctx context.Context) (string, error) {
+			program, _, err := controlplane.BuildCertManager(ctx)
+			return program, err
+		}
+	}
+	dir, err := build(ctx)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "build:", err)
 		os.Exit(1)

@@ -35,11 +35,7 @@ func newCertificate(dir string, log *zap.Logger) *certificate {
 // Run follows the files until ctx ends. They may come later than the program.
 func (c *certificate) Run(ctx context.Context) error {
 	for told := false; ctx.Err() == nil; {
-		err := c.follow(ctx)
-		if ctx.Err() != nil {
-			return nil
-		}
-		if !told {
+		if err := c.follow(ctx); err != nil && !told {
 			told = true
 			c.log.Warn("no usable certificate yet", zap.Error(err), zap.Duration(logging.Retry, certificateRetry))
 		}
@@ -59,7 +55,10 @@ func (c *certificate) follow(ctx context.Context) error {
 		return err
 	}
 	c.watcher.Store(watcher)
-	return watcher.Start(ctx)
+	if err := watcher.Start(ctx); ctx.Err() == nil {
+		return err
+	}
+	return nil
 }
 
 // Get is for tls.Config.GetCertificate.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
@@ -75,8 +76,8 @@ func TestCertManager(t *testing.T) {
 	if len(serials) < 3 {
 		t.Errorf("%d serving certificates: no renewal under load", len(serials))
 	}
-	if !after[0].Equal(before[0]) && len(after) == len(before) {
-		t.Error("the caBundle was replaced, not added to")
+	if len(after) < 2 || !slices.ContainsFunc(after, before[0].Equal) {
+		t.Errorf("the CA was not renewed, or took the place of the one before: %d certificates", len(after))
 	}
 }
 

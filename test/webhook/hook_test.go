@@ -270,8 +270,8 @@ func writeSecret(t testing.TB, dir string, files map[string][]byte) {
 			t.Fatal(err)
 		}
 	}
-	fresh, err := os.MkdirTemp(dir, "..")
-	must(err)
+	fresh := filepath.Join(dir, fmt.Sprintf("..%d", time.Now().UnixNano()))
+	must(os.Mkdir(fresh, 0o700))
 	for name, content := range files {
 		must(os.WriteFile(filepath.Join(fresh, name), content, 0o600))
 		if _, err := os.Lstat(filepath.Join(dir, name)); err != nil {

@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"testing"
@@ -144,9 +145,7 @@ func installConfiguration(t testing.TB, c *admissionv1.MutatingWebhookConfigurat
 func newNamespace(t testing.TB, label string, labels map[string]string) (name string) {
 	t.Helper()
 	all := map[string]string{}
-	for k, v := range labels {
-		all[k] = v
-	}
+	maps.Copy(all, labels)
 	if label != "" {
 		all[inject.Label] = label
 	}

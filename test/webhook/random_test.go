@@ -70,8 +70,6 @@ func (r pods) maybe(do func()) {
 
 func pick[T any](r pods, of ...T) T { return of[r.IntN(len(of))] }
 
-func pointer[T any](v T) *T { return &v }
-
 // resources are requests, limits, or both and equal, of all or some.
 func (r pods) resources() (all corev1.ResourceRequirements) {
 	list := corev1.ResourceList{}
@@ -97,10 +95,10 @@ func (r pods) container(name string) corev1.Container {
 	r.maybe(func() { c.Env = []corev1.EnvVar{{Name: "A", Value: "$(B)"}} })
 	r.maybe(func() { c.Resources = r.resources() })
 	r.maybe(func() {
-		c.SecurityContext = &corev1.SecurityContext{RunAsUser: pointer(r.Int64N(1e6)), RunAsNonRoot: pointer(r.IntN(2) == 0), ReadOnlyRootFilesystem: pointer(true)}
+		c.SecurityContext = &corev1.SecurityContext{RunAsUser: new(r.Int64N(1e6)), RunAsNonRoot: new(r.IntN(2) == 0), ReadOnlyRootFilesystem: new(true)}
 	})
 	r.maybe(func() {
-		c.SecurityContext = &corev1.SecurityContext{Privileged: pointer(true), Capabilities: &corev1.Capabilities{Add: []corev1.Capability{"NET_ADMIN"}}}
+		c.SecurityContext = &corev1.SecurityContext{Privileged: new(true), Capabilities: &corev1.Capabilities{Add: []corev1.Capability{"NET_ADMIN"}}}
 	})
 	r.maybe(func() { c.VolumeMounts = []corev1.VolumeMount{{Name: "scratch", MountPath: "/scratch"}} })
 	r.maybe(func() { c.ImagePullPolicy = pick(r, corev1.PullAlways, corev1.PullNever) })
@@ -122,29 +120,29 @@ func (r pods) pod(name string) *corev1.Pod {
 	}
 	for i := range r.IntN(4) {
 		c := r.container(fmt.Sprintf("init-%d", i))
-		r.maybe(func() { c.RestartPolicy = pointer(corev1.ContainerRestartPolicyAlways) })
+		r.maybe(func() { c.RestartPolicy = new(corev1.ContainerRestartPolicyAlways) })
 		s.InitContainers = append(s.InitContainers, c)
 	}
 	r.maybe(func() { pod.GenerateName, pod.Name = name+"-", "" })
 	r.maybe(func() { s.RestartPolicy = pick(r, corev1.RestartPolicyNever, corev1.RestartPolicyOnFailure) })
 	r.maybe(func() {
 		s.SecurityContext = &corev1.PodSecurityContext{
-			RunAsUser: pointer(r.Int64N(1e6)), RunAsGroup: pointer(r.Int64N(1e6)), RunAsNonRoot: pointer(r.IntN(2) == 0), FSGroup: pointer(r.Int64N(1e6)),
+			RunAsUser: new(r.Int64N(1e6)), RunAsGroup: new(r.Int64N(1e6)), RunAsNonRoot: new(r.IntN(2) == 0), FSGroup: new(r.Int64N(1e6)),
 			SeccompProfile: &corev1.SeccompProfile{Type: pick(r, corev1.SeccompProfileTypeUnconfined, corev1.SeccompProfileTypeRuntimeDefault)},
 		}
 	})
 	r.maybe(func() { s.HostNetwork = r.IntN(2) == 0 })
-	r.maybe(func() { s.HostUsers = pointer(r.IntN(2) == 0) })
+	r.maybe(func() { s.HostUsers = new(r.IntN(2) == 0) })
 	r.maybe(func() { s.HostPID = true })
-	r.maybe(func() { s.ShareProcessNamespace = pointer(true) })
-	r.maybe(func() { s.AutomountServiceAccountToken = pointer(false) })
+	r.maybe(func() { s.ShareProcessNamespace = new(true) })
+	r.maybe(func() { s.AutomountServiceAccountToken = new(false) })
 	r.maybe(func() { s.OS = &corev1.PodOS{Name: corev1.Linux} })
 	r.maybe(func() { s.NodeSelector = map[string]string{corev1.LabelOSStable: "linux"} })
-	r.maybe(func() { s.Resources = pointer(r.resources()) })
+	r.maybe(func() { s.Resources = new(r.resources()) })
 	r.maybe(func() { s.ImagePullSecrets = []corev1.LocalObjectReference{{Name: "registry"}} })
 	r.maybe(func() { s.SchedulingGates = []corev1.PodSchedulingGate{{Name: "example.com/gate"}} })
 	r.maybe(func() { s.Tolerations = []corev1.Toleration{{Operator: corev1.TolerationOpExists}} })
-	r.maybe(func() { s.TerminationGracePeriodSeconds = pointer(r.Int64N(100)) })
-	r.maybe(func() { s.ActiveDeadlineSeconds = pointer(1 + r.Int64N(100)) })
+	r.maybe(func() { s.TerminationGracePeriodSeconds = new(r.Int64N(100)) })
+	r.maybe(func() { s.ActiveDeadlineSeconds = new(1 + r.Int64N(100)) })
 	return pod
 }

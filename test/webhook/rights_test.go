@@ -126,7 +126,6 @@ func TestNetAdminIsForTheInjectedContainerAlone(t *testing.T) {
 	adds := func(capabilities ...corev1.Capability) *corev1.SecurityContext {
 		return &corev1.SecurityContext{Capabilities: &corev1.Capabilities{Add: capabilities}}
 	}
-	yes := true
 	forged := func(change func(*corev1.Container, *corev1.PodSpec)) func(*corev1.Pod) {
 		return func(p *corev1.Pod) {
 			// A pod that opts out is not injected, and what it brings is not replaced.
@@ -146,7 +145,9 @@ func TestNetAdminIsForTheInjectedContainerAlone(t *testing.T) {
 		{"in small letters", func(p *corev1.Pod) { p.Spec.Containers[0].SecurityContext = adds("net_admin") }, "app"},
 		{"with prefix", func(p *corev1.Pod) { p.Spec.Containers[0].SecurityContext = adds("CAP_NET_ADMIN") }, "app"},
 		{"all", func(p *corev1.Pod) { p.Spec.Containers[0].SecurityContext = adds("ALL") }, "app"},
-		{"privileged", func(p *corev1.Pod) { p.Spec.Containers[0].SecurityContext = &corev1.SecurityContext{Privileged: &yes} }, "app"},
+		{"privileged", func(p *corev1.Pod) {
+			p.Spec.Containers[0].SecurityContext = &corev1.SecurityContext{Privileged: new(true)}
+		}, "app"},
 		{"init container", func(p *corev1.Pod) {
 			p.Spec.InitContainers = []corev1.Container{{Name: "mine", Image: initImage, SecurityContext: adds("NET_ADMIN")}}
 		}, "mine"},
@@ -157,7 +158,7 @@ func TestNetAdminIsForTheInjectedContainerAlone(t *testing.T) {
 		{"like ours with another flag", forged(func(c *corev1.Container, _ *corev1.PodSpec) { c.Args = append(c.Args, "--kubeconfig=/x") }), inject.ContainerName},
 		{"like ours without flags", forged(func(c *corev1.Container, _ *corev1.PodSpec) { c.Args = nil }), inject.ContainerName},
 		{"like ours with more", forged(func(c *corev1.Container, _ *corev1.PodSpec) { c.SecurityContext = adds("NET_ADMIN", "SYS_ADMIN") }), inject.ContainerName},
-		{"like ours, privileged", forged(func(c *corev1.Container, _ *corev1.PodSpec) { c.SecurityContext.Privileged = &yes }), inject.ContainerName},
+		{"like ours, privileged", forged(func(c *corev1.Container, _ *corev1.PodSpec) { c.SecurityContext.Privileged = new(true) }), inject.ContainerName},
 		{"like ours for ever", forged(func(c *corev1.Container, _ *corev1.PodSpec) {
 			always := corev1.ContainerRestartPolicyAlways
 			c.RestartPolicy = &always
@@ -213,6 +214,7 @@ const nextImage = "registry.example/iam4kube/ip2service:v2"
 
 // changesOfPods: a pod that was there before the policy is left alone, but for its spec.
 func changesOfPods(t *testing.T, namespace string) {
+	t.Helper()
 	pods := cp.Client.CoreV1().Pods(namespace)
 	pod, err := create(t, namespace, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "app"}, Spec: plainSpec()})
 	if err != nil {

@@ -80,6 +80,7 @@ func setLabel(t testing.TB, namespace, label string, value any) {
 func TestPodsThatAreLeftAloneAreNotEvenAskedAbout(t *testing.T) {
 	h := startReady(t)
 	eachLeft(t, func(t *testing.T, created *corev1.Pod, err error) {
+		t.Helper()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -116,6 +117,7 @@ func TestTheWebhookRepeatsWhatTheConfigurationAsks(t *testing.T) {
 	}
 	want := map[inject.Reason]float64{}
 	eachLeft(t, func(t *testing.T, created *corev1.Pod, err error) {
+		t.Helper()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -170,6 +172,7 @@ func TestWebhookDown(t *testing.T) {
 	})
 	t.Run("everything else starts", func(t *testing.T) {
 		eachLeft(t, func(t *testing.T, _ *corev1.Pod, err error) {
+			t.Helper()
 			if err != nil {
 				t.Error(err)
 			}

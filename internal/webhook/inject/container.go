@@ -36,7 +36,6 @@ func (c Config) container(to []netip.AddrPort, podResources bool) corev1.Contain
 	if !podResources {
 		requirements = corev1.ResourceRequirements{Limits: resources, Requests: resources}
 	}
-	no, yes, id := false, true, int64(user)
 	return corev1.Container{
 		Name:  ContainerName,
 		Image: c.Image,
@@ -53,12 +52,12 @@ func (c Config) container(to []netip.AddrPort, podResources bool) corev1.Contain
 				Add:  []corev1.Capability{"NET_ADMIN"},
 				Drop: []corev1.Capability{"ALL"},
 			},
-			Privileged:               &no,
-			RunAsUser:                &id,
-			RunAsGroup:               &id,
-			RunAsNonRoot:             &yes,
-			ReadOnlyRootFilesystem:   &yes,
-			AllowPrivilegeEscalation: &no,
+			Privileged:               new(false),
+			RunAsUser:                new(int64(user)),
+			RunAsGroup:               new(int64(user)),
+			RunAsNonRoot:             new(true),
+			ReadOnlyRootFilesystem:   new(true),
+			AllowPrivilegeEscalation: new(false),
 			SeccompProfile:           &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
 		},
 	}

@@ -30,6 +30,7 @@ func TestDocumentedLogMessages(t *testing.T) {
 			in("cmd", "server"), in("internal", "server"), in("internal", "auxserver"), in("internal", "kube"), in("internal", "logging"),
 		},
 		"routing.md": {in("cmd", "ip2service"), in("internal", "ip2service")},
+		"webhook.md": {in("cmd", "webhook"), in("internal", "webhook")},
 	} {
 		have := map[string]string{}
 		for _, folder := range folders {

@@ -2,7 +2,6 @@ package webhook
 
 import (
 	"maps"
-	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -12,17 +11,14 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/iam4kube/iam4kube/internal/webhook/inject"
+	"github.com/iam4kube/iam4kube/test/docs"
 )
 
-// TestMetricsAreDocumented: the webhook's table has each of its metrics with type, labels
+// TestMetricsAreDocumented: the page's table has each of its metrics with type, labels
 // and label values, and no others.
 func TestMetricsAreDocumented(t *testing.T) {
 	h := startReady(t)
-	text, err := os.ReadFile("../../docs/observability.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, section, _ := strings.Cut(string(text), "\n## Metrics of the webhook\n")
+	_, section, _ := strings.Cut(docs.Text(t, "webhook.md"), "\n## Metrics\n")
 	section, _, _ = strings.Cut(section, "\n## ")
 	documented := map[string]string{}
 	for _, row := range regexp.MustCompile("(?m)^\\| `([a-z0-9_]+)` (\\|.*)$").FindAllStringSubmatch(section, -1) {

@@ -126,11 +126,12 @@ func TestNetAdminIsForTheInjectedContainerAlone(t *testing.T) {
 	adds := func(capabilities ...corev1.Capability) *corev1.SecurityContext {
 		return &corev1.SecurityContext{Capabilities: &corev1.Capabilities{Add: capabilities}}
 	}
+	args := []string{"--mode", "pod", "--to", "10.96.0.77:80", "--pod-ips", "$(POD_IPS)", "--probe-timeout", "60s", "--wait", "5s"}
 	forged := func(change func(*corev1.Container, *corev1.PodSpec)) func(*corev1.Pod) {
 		return func(p *corev1.Pod) {
 			// A pod that opts out is not injected, and what it brings is not replaced.
 			p.Labels = map[string]string{inject.Label: inject.Disabled}
-			p.Spec.InitContainers = []corev1.Container{{Name: inject.ContainerName, Image: initImage, Args: []string{"--mode=pod", "--to=10.96.0.77:80"}, SecurityContext: adds("NET_ADMIN")}}
+			p.Spec.InitContainers = []corev1.Container{{Name: inject.ContainerName, Image: initImage, Args: slices.Clone(args), SecurityContext: adds("NET_ADMIN")}}
 			change(&p.Spec.InitContainers[0], &p.Spec)
 		}
 	}
@@ -154,8 +155,8 @@ func TestNetAdminIsForTheInjectedContainerAlone(t *testing.T) {
 		{"like ours", forged(func(*corev1.Container, *corev1.PodSpec) {}), ""},
 		{"like ours of another image", forged(func(c *corev1.Container, _ *corev1.PodSpec) { c.Image = "registry.example/evil:1" }), inject.ContainerName},
 		{"like ours with a command", forged(func(c *corev1.Container, _ *corev1.PodSpec) { c.Command = []string{"/x"} }), inject.ContainerName},
-		{"like ours for nodes", forged(func(c *corev1.Container, _ *corev1.PodSpec) { c.Args = []string{"--mode=node"} }), inject.ContainerName},
-		{"like ours with another flag", forged(func(c *corev1.Container, _ *corev1.PodSpec) { c.Args = append(c.Args, "--kubeconfig=/x") }), inject.ContainerName},
+		{"like ours for nodes", forged(func(c *corev1.Container, _ *corev1.PodSpec) { c.Args[1] = "node" }), inject.ContainerName},
+		{"like ours with another flag", forged(func(c *corev1.Container, _ *corev1.PodSpec) { c.Args = append(c.Args, "--cleanup") }), inject.ContainerName},
 		{"like ours without flags", forged(func(c *corev1.Container, _ *corev1.PodSpec) { c.Args = nil }), inject.ContainerName},
 		{"like ours with more", forged(func(c *corev1.Container, _ *corev1.PodSpec) { c.SecurityContext = adds("NET_ADMIN", "SYS_ADMIN") }), inject.ContainerName},
 		{"like ours, privileged", forged(func(c *corev1.Container, _ *corev1.PodSpec) { c.SecurityContext.Privileged = new(true) }), inject.ContainerName},

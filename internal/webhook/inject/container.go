@@ -27,11 +27,11 @@ var resources = corev1.ResourceList{
 // about the quality of service and quotas, may be smaller than ours, which the API server
 // would refuse, and would be filled up by it from ours.
 func (c Config) container(to []netip.AddrPort, podResources bool) corev1.Container {
-	args := []string{"--mode=pod"}
+	args := []string{"--mode", "pod"}
 	for _, address := range to {
-		args = append(args, "--to="+address.String())
+		args = append(args, "--to", address.String())
 	}
-	args = append(args, "--pod-ips=$(POD_IPS)", "--probe-timeout="+c.ProbeTimeout.String(), "--wait="+c.Wait.String())
+	args = append(args, "--pod-ips", "$(POD_IPS)", "--probe-timeout", c.ProbeTimeout.String(), "--wait", c.Wait.String())
 	var requirements corev1.ResourceRequirements
 	if !podResources {
 		requirements = corev1.ResourceRequirements{Limits: resources, Requests: resources}

@@ -19,7 +19,7 @@ import (
 
 const (
 	// Many short rounds: what else the machine does hits all ways in each of them.
-	rounds     = 20
+	rounds     = 15
 	saturation = 120 * time.Millisecond
 	fixedRate  = 1000 // connections a second
 	fixedCount = 100
@@ -73,9 +73,20 @@ func BenchmarkConnections(b *testing.B) {
 
 // result is what was measured of a way to some number of endpoints.
 type result struct {
-	perSecond, requests []float64 // round by round
-	took                []time.Duration
+	saturated, requests runs
+	paced               []time.Duration
 	accepted            shares
+}
+
+// runs are as many connections, or requests, one after the other as each round had time for.
+type runs struct {
+	took      []time.Duration
+	perSecond []float64 // round by round
+}
+
+func (r *runs) add(took []time.Duration, within time.Duration) {
+	r.took = append(r.took, took...)
+	r.perSecond = append(r.perSecond, float64(len(took))/within.Seconds())
 }
 
 // measure adds a round.
@@ -92,19 +103,19 @@ func (p *pods) measure(b *testing.B, w way, count int, r *result) {
 	if !w.direct {
 		to = []netip.AddrPort{intercepted}
 	}
-	made, err := p.saturate(to)
+	saturated, err := p.saturate(to)
 	must(err)
-	p.server.wait(b, made)
-	took, err := p.pace(to)
+	p.server.wait(b, len(saturated))
+	paced, err := p.pace(to)
 	must(err)
-	p.server.wait(b, made+len(took))
+	p.server.wait(b, len(saturated)+len(paced))
 	requests, err := p.keepAlive(to)
 	must(err)
-	accepted := p.server.take(b, made+len(took)+connections)
+	accepted := p.server.take(b, len(saturated)+len(paced)+connections)
 	must(w.remove())
-	r.perSecond = append(r.perSecond, float64(made)/saturation.Seconds())
-	r.took = append(r.took, took...)
-	r.requests = append(r.requests, float64(requests)/keepAlive.Seconds())
+	r.saturated.add(saturated, saturation)
+	r.paced = append(r.paced, paced...)
+	r.requests.add(requests, keepAlive)
 	for i := range r.accepted {
 		r.accepted[i] += accepted[i]
 	}

@@ -72,19 +72,24 @@ func connect(to netip.AddrPort) (int, error) {
 	return socket, nil
 }
 
-// saturate makes connections one after the other and says how many.
-func (p *pods) saturate(to []netip.AddrPort) (n int, err error) {
+// saturate makes connections one after the other and returns how long each took, with
+// its end.
+func (p *pods) saturate(to []netip.AddrPort) (took []time.Duration, err error) {
 	err = p.inClient(func() error {
-		for until := time.Now().Add(saturation); time.Now().Before(until); n++ {
-			socket, err := connect(to[n%len(to)])
+		end := time.Now()
+		for until := end.Add(saturation); end.Before(until); {
+			start := end
+			socket, err := connect(to[len(took)%len(to)])
 			if err != nil {
 				return err
 			}
 			_ = unix.Close(socket)
+			end = time.Now()
+			took = append(took, end.Sub(start))
 		}
 		return nil
 	})
-	return n, err
+	return took, err
 }
 
 // pace makes connections at a fixed rate and returns how long each took.
@@ -107,8 +112,9 @@ func (p *pods) pace(to []netip.AddrPort) (took []time.Duration, err error) {
 	return took, err
 }
 
-// keepAlive sends requests on open connections, in turns, and says how many were answered.
-func (p *pods) keepAlive(to []netip.AddrPort) (n int, err error) {
+// keepAlive sends requests on open connections, in turns, and returns how long each answer
+// took.
+func (p *pods) keepAlive(to []netip.AddrPort) (took []time.Duration, err error) {
 	p.server.keep.Store(true)
 	defer p.server.keep.Store(false)
 	err = p.inClient(func() error {
@@ -122,19 +128,24 @@ func (p *pods) keepAlive(to []netip.AddrPort) (n int, err error) {
 			sockets = append(sockets, socket)
 		}
 		buffer := make([]byte, len(answer))
-		for until := time.Now().Add(keepAlive); time.Now().Before(until); n++ {
-			socket := sockets[n%len(sockets)]
+		end := time.Now()
+		for until := end.Add(keepAlive); end.Before(until); {
+			start := end
+			socket := sockets[len(took)%len(sockets)]
 			if _, err := unix.Write(socket, request); err != nil {
 				return os.NewSyscallError("write", err)
 			}
-			// A segment holds the answer.
-			if got, err := unix.Read(socket, buffer); err != nil || got != len(answer) {
-				return fmt.Errorf("an answer of %d bytes: %w", got, err)
+			if got, err := unix.Read(socket, buffer); err != nil {
+				return os.NewSyscallError("read", err)
+			} else if got != len(answer) { // it is one segment
+				return fmt.Errorf("an answer of %d bytes", got)
 			}
+			end = time.Now()
+			took = append(took, end.Sub(start))
 		}
 		return nil
 	})
-	return n, err
+	return took, err
 }
 
 func closeAll(sockets []int) {

@@ -9,20 +9,32 @@ import (
 	"time"
 )
 
-// reportConnections prints ratios to the first way: medians of the rounds' ratios,
-// because what else the machine does changes from round to round.
+// reportConnections prints ratios to the first way. Those of numbers per second are medians
+// of the rounds' ratios, because what else the machine does changes from round to round. A
+// p50 hardly knows of that.
 func reportConnections(results map[int][]result) {
-	report(fmt.Sprintf("connections from a pod to endpoints, all on one processor; %d rounds in turns;\nwho answered was checked", rounds),
-		fmt.Sprintf("\tconnections/s\tratio\tp50 at %d/s, µs\tratio\tp99, µs\trequests/s when open\tratio\t", fixedRate),
-		func(table *tabwriter.Writer, count int) {
-			base := results[count][0]
+	title := func(what string) string {
+		return fmt.Sprintf("%s from a pod to endpoints, all on one processor; %d rounds in turns;\nwho answered was checked", what, rounds)
+	}
+	rows := func(cells func(r, base result) string) func(*tabwriter.Writer, int) {
+		return func(table *tabwriter.Writer, count int) {
 			for i, r := range results[count] {
-				fmt.Fprintf(table, "  %s\t%.0f\t%.2f\t%.1f\t%.2f\t%.0f\t%.0f\t%.2f\t\n", ways[i].name,
-					median(r.perSecond), ratio(r.perSecond, base.perSecond),
-					percentile(r.took, 50), percentile(r.took, 50)/percentile(base.took, 50), percentile(r.took, 99),
-					median(r.requests), ratio(r.requests, base.requests))
+				fmt.Fprintf(table, "  %s\t%s\t\n", ways[i].name, cells(r, results[count][0]))
 			}
-		})
+		}
+	}
+	report(title("connections"), fmt.Sprintf("\tper second\tratio\tp50, µs\tratio\tat %d/s: p50, µs\tratio\tp99, µs\t", fixedRate),
+		rows(func(r, base result) string {
+			return r.saturated.cells(base.saturated) + fmt.Sprintf("\t%.1f\t%.2f\t%.0f",
+				percentile(r.paced, 50), percentile(r.paced, 50)/percentile(base.paced, 50), percentile(r.paced, 99))
+		}))
+	report(title("requests on open connections"), "\tper second\tratio\tp50, µs\tratio\t",
+		rows(func(r, base result) string { return r.requests.cells(base.requests) }))
+}
+
+func (r runs) cells(base runs) string {
+	return fmt.Sprintf("%.0f\t%.2f\t%.1f\t%.2f", median(r.perSecond), ratio(r.perSecond, base.perSecond),
+		percentile(r.took, 50), percentile(r.took, 50)/percentile(base.took, 50))
 }
 
 func reportApply(results map[int][]applied) {

@@ -1,6 +1,14 @@
 // Package routing tests how ip2service --mode node leads the packets of pods: the
 // numbered cases of the required behaviour, each by its number, on real nftables in
-// network namespaces.
+// network namespaces. Those that are not here:
+//
+//	 6  changes of the rules under load    routingload, TestChangesOfEndpointsUnderLoad
+//	 7  foreign flush and other changes    routingload, TestForeign…, TestFlush…
+//	 8  other hooks and priorities         here, and routingload, TestUpgradeUnderLoad
+//	10  what nft lists, nft reads          rules, with the golden files
+//	16  NetworkPolicy on both sides        docs/routing.md; needs a cluster
+//	18  table of another owner             routingload, TestTableOfAnotherOwner
+//	19  what EndpointSlices mean           internal/ip2service/backends
 package routing
 
 import (

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -234,7 +235,8 @@ func normal(t testing.TB, pod *corev1.Pod) map[string]any {
 	return object
 }
 
-// sameInitContainers: names in order, and ours in full but for the token's mount.
+// sameInitContainers: names in order, and ours in full but for the token's mount and what
+// a LimitRange has added.
 func sameInitContainers(t testing.TB, have, want *corev1.Pod) {
 	t.Helper()
 	names := func(p *corev1.Pod) (all []string) {
@@ -246,8 +248,20 @@ func sameInitContainers(t testing.TB, have, want *corev1.Pod) {
 	if !slices.Equal(names(have), names(want)) {
 		t.Fatalf("init containers %v, want %v", names(have), names(want))
 	}
-	ours := have.Spec.InitContainers[0]
+	ours := *have.Spec.InitContainers[0].DeepCopy()
 	ours.VolumeMounts = nil
+	for _, list := range []struct{ have, want *corev1.ResourceList }{
+		{&ours.Resources.Limits, &want.Spec.InitContainers[0].Resources.Limits},
+		{&ours.Resources.Requests, &want.Spec.InitContainers[0].Resources.Requests},
+	} {
+		maps.DeleteFunc(*list.have, func(name corev1.ResourceName, _ resource.Quantity) bool {
+			_, wanted := (*list.want)[name]
+			return !wanted
+		})
+		if len(*list.have) == 0 {
+			*list.have = nil
+		}
+	}
 	if d := cmp.Diff(want.Spec.InitContainers[0], ours); d != "" {
 		t.Errorf("our container (-want +have):\n%s", d)
 	}
@@ -259,6 +273,7 @@ func sameButOurs(t testing.TB, plain, injected *corev1.Pod) {
 	t.Helper()
 	strip := func(pod *corev1.Pod) *corev1.Pod {
 		pod = pod.DeepCopy()
+		delete(pod.Annotations, "kubernetes.io/limit-ranger") // names the containers that it changed
 		pod.Spec.InitContainers = slices.DeleteFunc(pod.Spec.InitContainers, func(c corev1.Container) bool { return c.Name == inject.ContainerName })
 		if pod.Status.QOSClass == corev1.PodQOSBestEffort {
 			pod.Status.QOSClass = corev1.PodQOSBurstable

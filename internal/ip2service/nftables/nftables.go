@@ -239,9 +239,7 @@ func (Kernel) Packets() (map[ruleset.Family]map[string]uint64, error) {
 	packets := map[ruleset.Family]map[string]uint64{}
 	for _, family := range ruleset.Families {
 		objects, err := conn.GetObjects(tableOf(family))
-		if errors.Is(err, unix.ENOENT) || len(objects) == 0 {
-			continue
-		} else if err != nil {
+		if err != nil && !errors.Is(err, unix.ENOENT) {
 			return nil, explain("read", err)
 		}
 		packets[family] = map[string]uint64{}

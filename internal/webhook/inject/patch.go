@@ -3,6 +3,7 @@ package inject
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"reflect"
 	"slices"
 	"strings"
@@ -63,7 +64,24 @@ func equal(present, container json.RawMessage) bool {
 		return false
 	}
 	withoutToken(a)
+	withoutDefaults(a, b)
 	return reflect.DeepEqual(a, b)
+}
+
+// withoutDefaults forgets the resources that a LimitRange has added to those of ours.
+// They have to stay: nobody would add them again, and then the LimitRange or a
+// ResourceQuota would refuse the pod.
+func withoutDefaults(present, ours map[string]any) {
+	have, _ := present["resources"].(map[string]any)
+	want, _ := ours["resources"].(map[string]any)
+	for _, list := range []string{"limits", "requests"} {
+		amounts, _ := have[list].(map[string]any)
+		wanted, _ := want[list].(map[string]any)
+		maps.DeleteFunc(amounts, func(name string, _ any) bool { return wanted[name] == nil })
+		if len(amounts) == 0 && len(wanted) == 0 {
+			delete(have, list)
+		}
+	}
 }
 
 // withoutToken forgets the token of the ServiceAccount, which the API server mounts into

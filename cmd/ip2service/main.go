@@ -75,7 +75,7 @@ func parse(arguments []string, help io.Writer) (cfg ip2service.Config, level, en
 	f.Address(&cfg.AuxListenOn, "aux-listen-on", ":9090", "address for /metrics, /healthz and /readyz; mode node")
 	f.Bool(&cfg.Debug, "debug", "false", "serve profiles and dumps on 127.0.0.1:6060; mode node")
 	f.File(&cfg.Kubeconfig, "kubeconfig", "kubeconfig file; empty: that of the pod; mode node")
-	f.Choice(&cfg.Mode, "mode", ip2service.ModeNode, []string{ip2service.ModeNode, ip2service.ModePod},
+	f.Choice(&cfg.Mode, "mode", ip2service.Modes[0], ip2service.Modes,
 		"node: keep the rules of a node, for its pods; pod: set the rules of this pod's own network namespace, once")
 	f.Bool(&cfg.Cleanup, "cleanup", "false", "remove the rules of either mode and exit")
 	f.IPs(&cfg.InterceptIPs, "intercept-ip", "169.254.169.254", "address to lead to the endpoints, may be repeated; if not given, also fd00:ec2::254 where there are IPv6 endpoints")

@@ -85,6 +85,8 @@ func check(cfg webhook.Config) error {
 		return fmt.Errorf("--listen-on and --aux-listen-on are both %s, want two addresses", cfg.ListenOn)
 	case cfg.InitImage == "" || strings.TrimSpace(cfg.InitImage) != cfg.InitImage:
 		return fmt.Errorf("--init-image %q: want the image of ip2service, such as registry.example/iam4kube/ip2service:v1.0.0", cfg.InitImage)
+	case cfg.ProbeTimeout%time.Millisecond != 0, cfg.Wait%time.Millisecond != 0:
+		return fmt.Errorf("--probe-timeout %v, --wait %v: want whole milliseconds", cfg.ProbeTimeout, cfg.Wait)
 	case cfg.CertDir == "":
 		return errors.New("--cert-dir is empty, want the folder of tls.crt and tls.key")
 	case len(validation.IsDNS1123Label(cfg.ServiceNamespace)) > 0:

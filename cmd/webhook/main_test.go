@@ -54,6 +54,7 @@ func TestWrongFlagsExitWith2(t *testing.T) {
 		{[]string{"--init-image="}, []string{"--init-image", "image of ip2service"}},
 		{[]string{"--init-image= x"}, []string{"--init-image", "image of ip2service"}},
 		{[]string{"--probe-timeout=60"}, []string{"probe-timeout", "a duration from 0s"}},
+		{[]string{"--wait=1us"}, []string{"--wait", "whole milliseconds"}},
 		{[]string{"--wait=-1s"}, []string{"wait", "a duration from 0s"}},
 		{[]string{"--listen-on=:9443", "--aux-listen-on=:9443"}, []string{"--listen-on", "--aux-listen-on", "two addresses"}},
 		{[]string{"--unknown"}, []string{"-unknown", "--init-image"}},

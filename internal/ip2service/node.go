@@ -27,6 +27,9 @@ import (
 	"github.com/iam4kube/iam4kube/internal/logging"
 )
 
+// Modes are what --mode accepts, the default first.
+var Modes = []string{ModeNode, ModePod}
+
 // watchRetry is the pause before the kernel's notifications are asked for again.
 const watchRetry = time.Second
 
@@ -149,21 +152,27 @@ func (n *node) ready() error {
 
 // listen opens every listener, so that a port that is taken ends the start.
 func (n *node) listen(ctx context.Context) (runs []func(context.Context) error, err error) {
-	handlers := map[string]http.Handler{n.cfg.AuxListenOn: auxserver.Handler(n.registry, n.ready)}
-	if n.cfg.Debug {
-		handlers[auxserver.DebugAddress] = auxserver.Debug(map[string]func() any{
+	servers := []struct {
+		flag, address string
+		handler       http.Handler
+	}{
+		{"--aux-listen-on", n.cfg.AuxListenOn, auxserver.Handler(n.registry, n.ready)},
+		{"--debug", auxserver.DebugAddress, auxserver.Debug(map[string]func() any{
 			"endpoints": func() any { endpoints, _ := n.reconciler.set.Endpoints(); return endpoints },
-		})
+		})},
 	}
-	for address, handler := range handlers {
-		listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
+	if !n.cfg.Debug {
+		servers = servers[:1]
+	}
+	for i, s := range servers {
+		listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", s.address)
 		if err != nil {
-			return nil, fmt.Errorf("--aux-listen-on or --debug: %w", err)
+			return nil, fmt.Errorf("%s: %w", s.flag, err)
 		}
-		if address == n.cfg.AuxListenOn {
+		if i == 0 {
 			n.log.Info("watching", zap.Stringer(logging.AuxAddress, listener.Addr()))
 		}
-		runs = append(runs, func(ctx context.Context) error { return auxserver.Serve(ctx, listener, handler, n.log) })
+		runs = append(runs, func(ctx context.Context) error { return auxserver.Serve(ctx, listener, s.handler, n.log) })
 	}
 	return runs, nil
 }

@@ -28,11 +28,14 @@ func runPod(ctx context.Context, cfg Config, log *zap.Logger) error {
 	if cfg.ProbeTimeout == 0 {
 		return nil
 	}
-	own, err := ownAddresses()
-	if err != nil {
-		return err
+	podIPs := cfg.PodIPs
+	if len(podIPs) == 0 {
+		var err error
+		if podIPs, err = ownAddresses(); err != nil {
+			return err
+		}
 	}
-	probes := cfg.probes(own)
+	probes := cfg.probes(podIPs)
 	if len(probes) == 0 {
 		log.Warn("the pod starts without credentials", zap.String(logging.Cause, "it has no address in a family of --to"))
 	}
@@ -51,11 +54,7 @@ func runPod(ctx context.Context, cfg Config, log *zap.Logger) error {
 }
 
 // probes ask by each family that the pod has an address of and that leads somewhere.
-func (c Config) probes(own []netip.Addr) []probe.Probe {
-	podIPs := c.PodIPs
-	if len(podIPs) == 0 {
-		podIPs = own
-	}
+func (c Config) probes(podIPs []netip.Addr) []probe.Probe {
 	of := func(family ruleset.Family) func(netip.Addr) bool {
 		return func(a netip.Addr) bool { return ruleset.FamilyOf(a) == family }
 	}

@@ -139,7 +139,7 @@ func (r *reconciler) reconcile() (pause time.Duration, patient bool) {
 	if err != nil {
 		// Endpoints cannot be judged, so those of before stay. The guard has to be in.
 		r.applied = nil
-		_, syncErr := r.kernel.Sync(r.build(nil, nil, false))
+		_, syncErr := r.sync(r.build(nil, nil, false))
 		return r.failed(errors.Join(err, syncErr)), false
 	}
 	endpoints, known := r.set.Endpoints()
@@ -153,10 +153,7 @@ func (r *reconciler) reconcile() (pause time.Duration, patient bool) {
 	live, next := r.leave(live, now)
 	rules := r.build(fresh, live, known)
 	foreign := reflect.DeepEqual(rules, r.applied)
-	changed, err := r.kernel.Sync(rules)
-	if changed || err != nil {
-		r.metrics.applied(err, time.Since(now))
-	}
+	changed, err := r.sync(rules)
 	if err != nil {
 		r.applied = nil
 		return r.failed(err), false
@@ -171,6 +168,15 @@ func (r *reconciler) reconcile() (pause time.Duration, patient bool) {
 		return truce, true
 	}
 	return next, false
+}
+
+func (r *reconciler) sync(rules ruleset.Ruleset) (changed bool, err error) {
+	start := time.Now()
+	changed, err = r.kernel.Sync(rules)
+	if changed || err != nil {
+		r.metrics.applied(err, time.Since(start))
+	}
+	return changed, err
 }
 
 func (r *reconciler) build(fresh, live []netip.AddrPort, known bool) ruleset.Ruleset {

@@ -20,6 +20,9 @@ import (
 type Resource[O runtime.Object, T any] struct {
 	// Name is the resource's plural, as in URLs; it is a metric label.
 	Name string
+	// Optional says that the program does its work without it, so that Watches.Broken does
+	// not judge it.
+	Optional bool
 	// Selector limits what the API server sends.
 	Selector func(*metav1.ListOptions)
 	List     func(context.Context, metav1.ListOptions) (runtime.Object, error)
@@ -50,7 +53,7 @@ const pageSize = 500
 // queue, index and whole objects: an event reaches the sink in one call, and what
 // Keep leaves out is garbage before the next event is decoded.
 func Follow[O runtime.Object, T any](w *Watches, r Resource[O, T]) func(context.Context) error {
-	s := &store[O, T]{resource: r, activity: w.add(r.Name)}
+	s := &store[O, T]{resource: r, activity: w.add(r.Name, r.Optional)}
 	lw := &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
 			if options.ResourceVersion == "0" {

@@ -43,6 +43,7 @@ type Watches struct {
 // activity is when something was last heard on one watch.
 type activity struct {
 	resource string
+	optional bool
 	last     atomic.Pointer[time.Time] // nil before the first sync
 	// open says that the last attempt to watch succeeded.
 	open   atomic.Bool
@@ -65,8 +66,8 @@ func NewWatches(reach *Reach, client rest.Interface, registry prometheus.Registe
 	return w
 }
 
-func (w *Watches) add(resource string) *activity {
-	a := &activity{resource: resource, synced: make(chan struct{})}
+func (w *Watches) add(resource string, optional bool) *activity {
+	a := &activity{resource: resource, optional: optional, synced: make(chan struct{})}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.all = append(w.all, a)
@@ -122,7 +123,7 @@ func (w *Watches) silentLocked(now time.Time, long time.Duration) []string {
 		if a.open.Load() {
 			most += openExtra
 		}
-		if last := a.last.Load(); last != nil && now.Sub(*last) > most {
+		if last := a.last.Load(); last != nil && now.Sub(*last) > most && !a.optional {
 			silent = append(silent, a.resource)
 		}
 	}

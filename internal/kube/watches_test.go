@@ -144,7 +144,7 @@ func TestAPIServerIsAskedOnlyAboutSilence(t *testing.T) {
 func TestOneSilentWatchIsBroken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, f := synced(t)
-		other := f.watches.add("others")
+		other := f.watches.add("others", false)
 		other.heard(true)
 		for passed := time.Duration(0); passed <= silentAfter; passed += time.Second {
 			if err := f.watches.Broken(); err != nil {
@@ -165,11 +165,25 @@ func TestOneSilentWatchIsBroken(t *testing.T) {
 	})
 }
 
+// A watch that the program can do without takes no replica away.
+func TestOptionalWatchIsNotJudged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, f := synced(t)
+		f.watches.add("others", true).heard(true)
+		for range 10 {
+			advance(time.Minute)
+			if err := f.watches.Broken(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
+
 // Sync returns when each resource has its first full state, or with its context.
 func TestSyncWaitsForEveryResource(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := NewWatches(&Reach{}, nil, prometheus.NewRegistry())
-		first, second := w.add("first"), w.add("second")
+		first, second := w.add("first", false), w.add("second", false)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
 		defer cancel()
 		first.heard(true)

@@ -93,7 +93,9 @@ type namespace struct{ name, level string }
 func (c *cluster) namespaces(client k8smetadata.Interface) kube.Resource[*metav1.PartialObjectMetadata, namespace] {
 	namespaces := client.Resource(corev1.SchemeGroupVersion.WithResource("namespaces"))
 	return kube.Resource[*metav1.PartialObjectMetadata, namespace]{
-		Name:     "namespaces",
+		Name: "namespaces",
+		// A warning less is better than a replica less.
+		Optional: true,
 		Selector: func(*metav1.ListOptions) {},
 		List: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
 			return namespaces.List(ctx, options)

@@ -82,6 +82,14 @@ func TestProgramNeedsNothingBesideItself(t *testing.T) {
 }
 
 // The contract: less than 100 ms of its own time from start to exit.
+// What is put into pods knows one mode, and says so.
+func TestProgramHasModePodAlone(t *testing.T) {
+	netns.NewFarSide(t)
+	pod := netns.AddPod(t, podIPv4)
+	startCommand(t, pod, released(t), "--mode", "node").exits(t, 2, "mode", "want one of pod")
+	startCommand(t, pod, released(t), "--to", serviceIPv4, "--probe-timeout", "0").exits(t, 0)
+}
+
 func TestProgramIsSoonDone(t *testing.T) {
 	path := released(t)
 	netns.NewFarSide(t)

@@ -231,6 +231,9 @@ func TestOwnedTableIsTakenOverWhenItsOwnerEnds(t *testing.T) {
 	if changed, err := kernel.Sync(want.rules); changed || !errors.Is(err, nftables.ErrOwned) {
 		t.Errorf("while it is owned: changed %v, %v", changed, err)
 	}
+	if removed, err := kernel.Remove(); removed || !errors.Is(err, nftables.ErrOwned) {
+		t.Errorf("while it is owned: removed %v, %v", removed, err)
+	}
 	if after := list(t); after != before {
 		t.Errorf("after the failed Sync, which may have changed nothing:\n%s", after)
 	}

@@ -5,6 +5,8 @@ import (
 	"fmt"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/iam4kube/iam4kube/internal/ip2service/ruleset"
 )
 
 // Reasons why the kernel refuses.
@@ -13,6 +15,12 @@ var (
 	ErrPermission = errors.New("the capability NET_ADMIN is missing: the container needs securityContext.capabilities.add [NET_ADMIN], and its binary the file capability if it does not run as root")
 	ErrMissing    = errors.New("the kernel has no nftables, or lacks a part of it: Linux 4.18 or newer is needed, with nf_tables and the modules for NAT, reject, numgen and connection tracking (try modprobe nf_tables nft_chain_nat nft_reject nft_numgen nft_ct)")
 )
+
+// owned says whose the table is.
+func owned(owner uint32, err error) error {
+	return fmt.Errorf("%w: the table %s is owned by another process, netlink port %d (nft list tables), and can be changed when that process has ended: %w",
+		ErrOwned, ruleset.TableName, owner, err)
+}
 
 // explain says what to do about an error of netlink.
 func explain(what string, err error) error {

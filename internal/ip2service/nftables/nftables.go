@@ -53,8 +53,7 @@ func (Kernel) Sync(want ruleset.Ruleset) (changed bool, err error) {
 	}
 	err = conn.Flush()
 	if owner != 0 && errors.Is(err, unix.EPERM) {
-		return false, fmt.Errorf("%w: the table %s is owned by another process, netlink port %d (nft list tables); it is taken over when that process ends: %w",
-			ErrOwned, ruleset.TableName, owner, err)
+		return false, owned(owner, err)
 	}
 	return err == nil, explain("change", err)
 }
@@ -217,16 +216,22 @@ func (Kernel) Remove() (removed bool, err error) {
 	if err != nil {
 		return false, explain("read", err)
 	}
+	tables = slices.DeleteFunc(tables, func(t *nft.Table) bool {
+		return t.Name != ruleset.TableName || t.Family != nft.TableFamilyIPv4 && t.Family != nft.TableFamilyIPv6
+	})
+	removed = len(tables) > 0
 	for _, t := range tables {
-		if t.Name == ruleset.TableName && slices.Contains([]nft.TableFamily{nft.TableFamilyIPv4, nft.TableFamilyIPv6}, t.Family) {
-			conn.DelTable(t)
-			removed = true
+		conn.DelTable(t)
+	}
+	err = conn.Flush()
+	if errors.Is(err, unix.EPERM) {
+		for _, t := range tables {
+			if t.Owner != 0 {
+				return false, owned(t.Owner, err)
+			}
 		}
 	}
-	if err := conn.Flush(); err != nil {
-		return false, explain("remove", err)
-	}
-	return removed, nil
+	return removed && err == nil, explain("remove", err)
 }
 
 // Packets are the values of a family's counters by name. They begin anew with the table.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"slices"
 
 	"go.uber.org/zap"
 	admissionv1 "k8s.io/api/admission/v1"
@@ -23,12 +24,19 @@ type handler struct {
 	log     *zap.Logger
 }
 
-var pods = metav1.GroupVersionResource{Version: "v1", Resource: "pods"}
+var (
+	pods       = metav1.GroupVersionResource{Version: "v1", Resource: "pods"}
+	operations = []admissionv1.Operation{admissionv1.Create, admissionv1.Update, admissionv1.Delete, admissionv1.Connect}
+)
 
 // Handle implements admission.Handler.
 func (h *handler) Handle(_ context.Context, r admission.Request) admission.Response {
 	decision := inject.Decision{Outcome: inject.Skipped, Reason: inject.NotANewPod, Pod: r.Name}
-	if r.Resource == pods && r.SubResource == "" && r.Operation == admissionv1.Create {
+	switch {
+	// The decoder makes an empty review of any JSON object.
+	case r.UID == "", r.Resource.Resource == "", !slices.Contains(operations, r.Operation):
+		decision.Outcome, decision.Reason, decision.Message = inject.Denied, inject.Malformed, "iam4kube cannot read the review: it lacks its uid, resource or operation"
+	case r.Resource == pods && r.SubResource == "" && r.Operation == admissionv1.Create:
 		decision = h.config.Decide(r.Namespace, r.Object.Raw, h.cluster.Service())
 	}
 	h.metrics.decided(decision)

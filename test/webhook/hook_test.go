@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -107,10 +108,10 @@ func startProgram(t testing.TB, buildFlag string, flags ...string) *hook {
 	if err := command.Start(); err != nil {
 		t.Fatal(err)
 	}
-	h.stop = func() error {
+	h.stop = sync.OnceValue(func() error {
 		_ = command.Process.Signal(syscall.SIGTERM)
 		return command.Wait()
-	}
+	})
 	t.Cleanup(func() {
 		if err := h.stop(); err != nil {
 			t.Errorf("the webhook ended with: %v", err)

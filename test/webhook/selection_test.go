@@ -104,6 +104,7 @@ func TestTheWebhookRepeatsWhatTheConfigurationAsks(t *testing.T) {
 		"host network": inject.HostNetwork, "Windows": inject.Windows, "Windows by node selector": inject.Windows,
 		"mirror": inject.Mirror, "opted out": inject.OptedOut, "kube-system": inject.Namespace, "own namespace": inject.Namespace,
 	}
+	ensureAccount(t, "kube-system")
 	eventually(t, func() error { // until the configuration is in effect
 		_, err := create(t, "kube-system", &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "app"}, Spec: plainSpec()}, metav1.DryRunAll)
 		if err == nil && h.sum(t, "iam4kube_admissions_total", "skipped", string(inject.Namespace)) == 0 {

@@ -44,7 +44,7 @@ func TestKilledAtAnyMoment(t *testing.T) {
 		i := node.Launch(t, flags...)
 		switch round % phases {
 		case 0, 3: // at the start, or soon after it
-			s.some(t, 40)
+			s.some(t, 20)
 		case 1: // while rules change
 			s.settle(t, k)
 			s.some(t, 5)

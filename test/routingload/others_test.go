@@ -34,10 +34,15 @@ func TestTwoAtOnce(t *testing.T) {
 	s.settle(t, k)
 	l.end()
 	s.wantOurs(t)
-	transactions := k.count()
-	<-time.After(time.Second)
-	if more := k.count() - transactions; more != 0 {
-		t.Errorf("%d changes of the rules in a second without any change, want none", more)
+	// One of them may still see the last endpoint off when the other has done so.
+	transactions, quiet := k.count(), false
+	for range 3 {
+		before := k.count()
+		<-time.After(time.Second)
+		quiet = quiet || k.count() == before
+	}
+	if !quiet {
+		t.Errorf("%d changes of the rules in three seconds without any change", k.count()-transactions)
 	}
 	if transactions > 5*changes {
 		t.Errorf("%d transactions for %d changes", transactions, changes)

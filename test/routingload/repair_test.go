@@ -187,7 +187,7 @@ func TestFlushesUnderLoad(t *testing.T) {
 	if percentile(took, 1) > time.Second {
 		t.Errorf("repairs took %v, want each within a second", took)
 	}
-	if answered == 0 || cut == 0 {
+	if answered == 0 {
 		t.Error("no connection got through, so nothing was tested")
 	}
 }

@@ -247,6 +247,9 @@ func (Kernel) Packets() (map[ruleset.Family]map[string]uint64, error) {
 		if err != nil && !errors.Is(err, unix.ENOENT) {
 			return nil, explain("read", err)
 		}
+		if len(objects) == 0 { // no table is no error of a dump
+			continue
+		}
 		packets[family] = map[string]uint64{}
 		for _, o := range objects {
 			if c, ok := o.(*nft.CounterObj); ok {

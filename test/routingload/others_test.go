@@ -16,7 +16,7 @@ import (
 )
 
 // Two ip2services on one node, as while one replaces the other in spite of maxSurge 0, make
-// the same rules, refuse hardly anybody, and let each other be.
+// the same rules, refuse nobody, and let each other be.
 func TestTwoAtOnce(t *testing.T) {
 	netns.NewFarSide(t)
 	addEndpoints(t, endpointCount)
@@ -51,16 +51,10 @@ func TestTwoAtOnce(t *testing.T) {
 		one.Metric(t, "iam4kube_ruleset_repairs_total"), two.Metric(t, "iam4kube_ruleset_repairs_total"))
 	one.WaitReady(t)
 	two.WaitReady(t)
-	refused := 0
 	for _, e := range l.fresh {
 		if e.refused {
-			refused++
+			t.Errorf("a connect failed: %v", e.err)
 		}
-	}
-	// One of them is always a little late, and may lead a connection to an endpoint that the
-	// other has just seen off.
-	if t.Logf("%d of %d connects failed", refused, len(l.fresh)); refused > len(l.fresh)/100 {
-		t.Error("want one in a hundred at most")
 	}
 }
 

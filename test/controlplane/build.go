@@ -26,14 +26,20 @@ const CacheEnv = "IAM4KUBE_TEST_CACHE"
 type buildModule struct {
 	module   string
 	programs []string
+	ldflags  string
 }
 
 var (
 	buildModules = []buildModule{
-		{"etcd", []string{"etcd"}},
-		{"kubernetes", []string{"kube-apiserver"}},
+		{module: "etcd", programs: []string{"etcd"}},
+		{
+			module:   "kubernetes",
+			programs: []string{"kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl"},
+			// What nodes and `kubectl version` say. As in its go.mod.
+			ldflags: "-X k8s.io/component-base/version.gitVersion=v1.37.2",
+		},
 	}
-	certManagerModules = []buildModule{{"certmanager", []string{"certmanager"}}}
+	certManagerModules = []buildModule{{module: "certmanager", programs: []string{"certmanager"}}}
 )
 
 // Build makes sure that etcd and kube-apiserver are built and returns the folder that
@@ -131,7 +137,7 @@ func buildKey(sources, name string, modules []buildModule) (string, error) {
 	h := sha256.New()
 	fmt.Fprintln(h, runtime.Version(), runtime.GOOS, runtime.GOARCH)
 	for _, m := range modules {
-		fmt.Fprintln(h, m.module, m.programs)
+		fmt.Fprintln(h, m.module, m.programs, m.ldflags)
 		for _, file := range []string{"go.mod", "go.sum", "main.go"} {
 			content, err := os.ReadFile(filepath.Join(sources, m.module, file))
 			if err != nil {
@@ -188,8 +194,8 @@ func buildAll(ctx context.Context, sources, binDir string, modules []buildModule
 	defer os.RemoveAll(partial)
 	for _, m := range modules {
 		out := filepath.Join(partial, m.programs[0])
-		if err := compile(ctx, filepath.Join(sources, m.module), out, progress); err != nil {
-			return fmt.Errorf("building %s: %w", m.programs[0], err)
+		if err := compile(ctx, sources, m, out, progress); err != nil {
+			return fmt.Errorf("building %s: %w", m.module, err)
 		}
 		for _, name := range m.programs[1:] {
 			if err := os.Symlink(m.programs[0], filepath.Join(partial, name)); err != nil {
@@ -201,10 +207,10 @@ func buildAll(ctx context.Context, sources, binDir string, modules []buildModule
 }
 
 // compile runs go build -v, whose lines name the packages as they are compiled.
-func compile(ctx context.Context, dir, out string, progress io.Writer) error {
-	name, start := filepath.Base(out), time.Now()
+func compile(ctx context.Context, sources string, m buildModule, out string, progress io.Writer) error {
+	name, dir, start := m.module, filepath.Join(sources, m.module), time.Now()
 	fmt.Fprintf(progress, "controlplane: building %s\n", name)
-	cmd := exec.CommandContext(ctx, "go", "build", "-v", "-buildvcs=false", "-ldflags=-s -w", "-o", out, ".")
+	cmd := exec.CommandContext(ctx, "go", "build", "-v", "-buildvcs=false", "-ldflags=-s -w "+m.ldflags, "-o", out, ".")
 	cmd.Dir = dir
 	// A race-instrumented, cgo or workspace build of the caller must not change this one.
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=", "GOWORK=off", "PWD="+dir)

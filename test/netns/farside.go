@@ -59,14 +59,7 @@ func NewFarSide(t testing.TB) *FarSide {
 		go func() { _ = server.Serve(listener) }() // until Close
 		t.Cleanup(func() { server.Close() })
 	}
-	if err := far.Do(func() error {
-		nft := exec.Command("nft", "-f", "-")
-		nft.Stdin = strings.NewReader(farRules)
-		if output, err := nft.CombinedOutput(); err != nil {
-			return fmt.Errorf("nft: %w: %s", err, output)
-		}
-		return nil
-	}); err != nil {
+	if err := far.Do(CountLeaks); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -81,22 +74,42 @@ func NewFarSide(t testing.TB) *FarSide {
 // last called.
 func (f *FarSide) TakeLeaks(t testing.TB) (packets int) {
 	t.Helper()
-	var output []byte
-	err := f.Do(func() (err error) {
-		output, err = exec.Command("nft", "-j", "reset", "counters", "table", "inet", "far").CombinedOutput()
+	if err := f.Do(func() (err error) {
+		packets, err = leaks("reset")
 		return err
-	})
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return packets
+}
+
+// CountLeaks begins to count what arrives for the metadata addresses in the network namespace
+// of the calling thread.
+func CountLeaks() error {
+	nft := exec.Command("nft", "-f", "-")
+	nft.Stdin = strings.NewReader(farRules)
+	if output, err := nft.CombinedOutput(); err != nil {
+		return fmt.Errorf("nft: %w: %s", err, output)
+	}
+	return nil
+}
+
+// Leaks is how many packets have arrived since CountLeaks.
+func Leaks() (packets int, err error) { return leaks("list") }
+
+func leaks(verb string) (packets int, err error) {
+	output, err := exec.Command("nft", "-j", verb, "counters", "table", "inet", "far").CombinedOutput()
 	if err != nil {
-		t.Fatalf("nft: %v: %s", err, output)
+		return 0, fmt.Errorf("nft: %w: %s", err, output)
 	}
 	var list struct {
 		Nftables []struct{ Counter struct{ Packets int } }
 	}
 	if err := json.Unmarshal(output, &list); err != nil {
-		t.Fatal(err)
+		return 0, err
 	}
 	for _, object := range list.Nftables {
 		packets += object.Counter.Packets
 	}
-	return packets
+	return packets, nil
 }

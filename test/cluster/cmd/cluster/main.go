@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 
 	"github.com/iam4kube/iam4kube/test/cluster"
@@ -72,7 +73,7 @@ func run(ctx context.Context, args []string) error {
 }
 
 func up(ctx context.Context, c cluster.Cluster, proxy, cni string) error {
-	return c.Start(ctx, cluster.Options{ProxyMode: proxy, CNI: cni, Nodes: cluster.FourNodes(), Images: os.Args[len(os.Args)-1:]}, os.Stdout)
+	return c.Start(ctx, cluster.Options{ProxyMode: proxy, CNI: cni, Nodes: cluster.FourNodes(), Images: images()}, os.Stdout)
 }
 
 func attached(cmd *exec.Cmd) error {
@@ -81,3 +82,5 @@ func attached(cmd *exec.Cmd) error {
 }
 
 func shell(ctx context.Context, c cluster.Cluster) error { return nil }
+
+func images() []string { m, _ := filepath.Glob("/tmp/img/*.tar"); return m }

@@ -1,0 +1,93 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+)
+
+// both is the overlay that is applied at the start and that every test leaves in place.
+const both = "manifests/both"
+
+// kubectl runs it with all rights, with input on its standard input.
+func kubectl(ctx context.Context, input string, args ...string) (string, error) {
+	cmd, err := machine.Kubectl(ctx, args...)
+	if err != nil {
+		return "", err
+	}
+	var output, failure bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(input), &output, &failure
+	if err := cmd.Run(); err != nil {
+		return output.String(), fmt.Errorf("kubectl %s: %w: %s", strings.Join(args, " "), err, failure.String())
+	}
+	return output.String(), nil
+}
+
+func mustKubectl(t *testing.T, args ...string) string {
+	t.Helper()
+	output, err := kubectl(t.Context(), "", args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return output
+}
+
+// apply applies what a user would write.
+func apply(t *testing.T, manifests string) {
+	t.Helper()
+	if _, err := kubectl(t.Context(), manifests, "apply", "-f", "-"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// install applies a kustomization as users do, and waits until all of iam4kube runs.
+func install(ctx context.Context, kustomization string) error {
+	start := time.Now()
+	if _, err := kubectl(ctx, "", "apply", "-k", kustomization); err != nil {
+		return err
+	}
+	if err := rolledOut(ctx); err != nil {
+		return err
+	}
+	fmt.Printf("%s applied and running after %s\n", kustomization, time.Since(start).Round(100*time.Millisecond))
+	return nil
+}
+
+// rolledOut waits for everything in the namespace.
+func rolledOut(ctx context.Context) error {
+	names, err := kubectl(ctx, "", "--namespace="+own, "get", "deployments,daemonsets", "--output=name")
+	if err != nil {
+		return err
+	}
+	for _, name := range strings.Fields(names) {
+		if _, err := kubectl(ctx, "", "--namespace="+own, "rollout", "status", name, "--timeout="+within.String()); err != nil {
+			state, _ := kubectl(ctx, "", "--namespace="+own, "describe", "pods")
+			return fmt.Errorf("%w\n%s", err, state)
+		}
+	}
+	return nil
+}
+
+// onNode runs a command on a node, as its root.
+func onNode(t *testing.T, node string, args ...string) string {
+	t.Helper()
+	cmd, err := machine.Command(t.Context(), node, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	output, err := cmd.Output()
+	if err != nil {
+		var failure []byte
+		if exit, ok := err.(*exec.ExitError); ok { //nolint:errorlint // of Output itself
+			failure = exit.Stderr
+		}
+		t.Fatalf("%s on %s: %v: %s", strings.Join(args, " "), node, err, failure)
+	}
+	return string(output)
+}

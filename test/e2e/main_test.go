@@ -1,0 +1,93 @@
+//go:build e2e
+
+// Package e2e runs what users apply, on a real cluster, with real pods: `make e2e`.
+//
+// One run is one column: kube-proxy's mode by IAM4KUBE_E2E_PROXY (nftables, iptables), the CNI
+// plug-in by IAM4KUBE_E2E_CNI (ptp, bridge). With IAM4KUBE_E2E_KEEP the cluster stays, for
+// `cluster shell`. Throughout the run no packet may reach the metadata service of the machine.
+package e2e
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"testing"
+	"time"
+
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/iam4kube/iam4kube/test/cluster"
+	"github.com/iam4kube/iam4kube/test/images"
+)
+
+const (
+	// own is the namespace of iam4kube.
+	own = "iam4kube"
+	// tag is that of the demo overlay's images.
+	tag = "demo"
+	// within bounds what takes seconds, on a machine that is busy.
+	within = 2 * time.Minute
+)
+
+var (
+	machine cluster.Cluster
+	config  *rest.Config
+	client  kubernetes.Interface
+	proxy   = cmp.Or(os.Getenv("IAM4KUBE_E2E_PROXY"), "nftables")
+	cni     = cmp.Or(os.Getenv("IAM4KUBE_E2E_CNI"), "ptp")
+)
+
+func TestMain(m *testing.M) {
+	cluster.Init()
+	status := 1
+	err := start()
+	if err == nil {
+		status = m.Run()
+		err = noLeaks()
+	}
+	if os.Getenv("IAM4KUBE_E2E_KEEP") == "" {
+		err = errors.Join(err, machine.Stop())
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "e2e:", err)
+		status = 1
+	}
+	os.Exit(status)
+}
+
+func start() error {
+	ctx, stop := context.WithTimeout(context.Background(), time.Hour)
+	defer stop()
+	var err error
+	if machine, err = cluster.Default(); err != nil {
+		return err
+	}
+	archives, err := images.Build(ctx, tag, os.Stdout)
+	if err != nil {
+		return err
+	}
+	if err := machine.Start(ctx, cluster.Options{ProxyMode: proxy, CNI: cni, Nodes: cluster.FourNodes(), Images: archives}, os.Stdout); err != nil {
+		return err
+	}
+	if config, err = clientcmd.BuildConfigFromFlags("", machine.Kubeconfig()); err != nil {
+		return err
+	}
+	config.QPS = -1
+	if client, err = kubernetes.NewForConfig(config); err != nil {
+		return err
+	}
+	return errors.Join(install(ctx, "../../manifests/namespace"), install(ctx, both))
+}
+
+// noLeaks is asked at the end of each test that could leak, too, to say which did.
+func noLeaks() error {
+	status, err := machine.Status(context.Background())
+	if err == nil && status.Leaks > 0 {
+		err = fmt.Errorf("%d packets reached the metadata service of the machine", status.Leaks)
+	}
+	return err
+}

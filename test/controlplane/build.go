@@ -94,7 +94,7 @@ func build(ctx context.Context, name string, modules []buildModule) (binDir stri
 	if err := os.MkdirAll(cache, 0o755); err != nil {
 		return "", err
 	}
-	unlock, err := lock(ctx, filepath.Join(cache, "lock"), os.Stderr)
+	unlock, err := Lock(ctx, filepath.Join(cache, "lock"), os.Stderr)
 	if err != nil {
 		return "", err
 	}
@@ -150,9 +150,9 @@ func buildKey(sources, name string, modules []buildModule) (string, error) {
 	return fmt.Sprintf("%s-%x", name, h.Sum(nil)[:8]), nil
 }
 
-// lock holds an exclusive lock on a file, which the kernel gives up for a process that
+// Lock holds an exclusive lock on a file, which the kernel gives up for a process that
 // dies.
-func lock(ctx context.Context, path string, progress io.Writer) (unlock func(), err error) {
+func Lock(ctx context.Context, path string, progress io.Writer) (unlock func(), err error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
 		return nil, err

@@ -38,18 +38,18 @@ func TestBuildKeyFollowsTheModules(t *testing.T) {
 func TestOneBuildAtATime(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "lock")
 	var said strings.Builder
-	unlock, err := lock(t.Context(), path, &said)
+	unlock, err := Lock(t.Context(), path, &said)
 	must(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := lock(ctx, path, &said); !errors.Is(err, context.Canceled) {
+	if _, err := Lock(ctx, path, &said); !errors.Is(err, context.Canceled) {
 		t.Errorf("locking twice: %v, want to wait until cancelled", err)
 	}
 	if !strings.Contains(said.String(), "another process is building") {
 		t.Errorf("waiting silently, said %q", said.String())
 	}
 	unlock()
-	unlock, err = lock(t.Context(), path, &said)
+	unlock, err = Lock(t.Context(), path, &said)
 	must(t, err)
 	unlock()
 }

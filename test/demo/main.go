@@ -1,41 +1,27 @@
-// Command demo shows what iam4kube is for: the AWS CLI, with no configuration at all,
-// gets the IAM role of its pod's ServiceAccount. API server, server and CLI are real and
-// run in a network namespace of their own, the pods in namespaces below it; AWS STS is
-// the fake of the tests.
+// Command demo shows what iam4kube is for, on a real Kubernetes cluster: ordinary pods get the
+// IAM roles of their ServiceAccounts, and do not notice that a server goes. AWS STS is the
+// fake of the tests. The cluster stays, for `make demo-shell`.
 package main
 
 import (
+	"bytes"
 	"context"
+	_ "embed"
+	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
 	"os"
-	"os/exec"
 	"os/signal"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
 
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
-
-	"github.com/iam4kube/iam4kube/internal/server/role"
-	"github.com/iam4kube/iam4kube/test/controlplane"
-	"github.com/iam4kube/iam4kube/test/environment"
-	"github.com/iam4kube/iam4kube/test/fakests"
-	"github.com/iam4kube/iam4kube/test/netns"
-)
-
-const (
-	metadata   = "169.254.169.254"
-	stsAddress = "192.0.2.1" // of nobody else (RFC 5737)
-	namespace  = "shop"
-	node       = "node-1"
+	"github.com/iam4kube/iam4kube/test/cluster"
+	"github.com/iam4kube/iam4kube/test/images"
 )
 
 func main() {
+	cluster.Init()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := run(ctx); err != nil {
@@ -44,155 +30,255 @@ func main() {
 	}
 }
 
-func run(ctx context.Context) (err error) {
-	_, controlPlaneErr := controlplane.Build(ctx) // while modules can be fetched
-	program, err := environment.Build("cmd/server")
-	if err := errors.Join(controlPlaneErr, err); err != nil {
-		return err
-	}
-	netns.Enter()
-	say("starting kube-apiserver and etcd")
-	d := &demo{ctx: ctx}
-	if d.env, err = environment.Start(ctx); err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, d.env.Stop()) }()
-	stop, err := d.serve(ctx, program)
+type demo struct {
+	ctx     context.Context
+	cluster cluster.Cluster
+}
+
+func run(ctx context.Context) error {
+	c, err := cluster.Default()
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, stop()) }()
-	for _, show := range []func() error{d.twoRoles, d.roleThatComesLater} {
-		if err := show(); err != nil {
+	d := &demo{ctx: ctx, cluster: c}
+	for _, step := range []func() error{d.start, d.install, d.runPods, d.showRoles, d.replaceServer} {
+		if err := step(); err != nil {
 			return err
 		}
 	}
-	fmt.Println()
-	say("stopping the server by SIGTERM, then kube-apiserver and etcd")
+	return d.end()
+}
+
+var begin = time.Now()
+
+func say(format string, args ...any) {
+	fmt.Printf("[%5.1fs] %s\n", time.Since(begin).Seconds(), fmt.Sprintf(format, args...))
+}
+
+func title(text string) { fmt.Printf("\n--- %s\n", text) }
+
+func (d *demo) start() error {
+	title("A Kubernetes cluster: two nodes for iam4kube's server, two for everybody")
+	archives, err := images.Build(d.ctx, "demo", os.Stdout)
+	if err != nil {
+		return err
+	}
+	say("starting it, with iam4kube's images on the nodes")
+	return d.cluster.Start(d.ctx, cluster.Options{
+		ProxyMode: "nftables", CNI: "ptp", Nodes: cluster.FourNodes(), Images: archives,
+	}, os.Stdout)
+}
+
+// kubectl shows the command and what it prints, if that is wanted.
+func (d *demo) kubectl(input string, show bool, args ...string) (string, error) {
+	cmd, err := d.cluster.Kubectl(d.ctx, args...)
+	if err != nil {
+		return "", err
+	}
+	say("$ kubectl %s", strings.Join(args, " "))
+	var output, failure bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(input), &output, &failure
+	if err := cmd.Run(); err != nil {
+		return "", fmt.Errorf("kubectl %s: %w: %s", strings.Join(args, " "), err, failure.String())
+	}
+	if show {
+		fmt.Print(output.String())
+	}
+	return output.String(), nil
+}
+
+// each shows what the commands that only look print.
+func (d *demo) each(commands ...string) error {
+	for _, command := range commands {
+		if _, err := d.kubectl("", strings.Contains(command, " get "), strings.Fields(command)...); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
-var start = time.Now()
-
-func say(format string, args ...any) {
-	fmt.Printf("[%5.1fs] %s\n", time.Since(start).Seconds(), fmt.Sprintf(format, args...))
+func (d *demo) install() error {
+	title("iam4kube, as users install it")
+	return d.each(
+		"apply -k ../manifests/namespace",
+		"apply -k ../manifests/demo",
+		"-n iam4kube rollout status deployment/iam4kube-server --timeout=2m",
+		"-n iam4kube rollout status deployment/iam4kube-webhook --timeout=2m",
+		"-n iam4kube rollout status daemonset/iam4kube-ip2service --timeout=2m",
+		"-n iam4kube get pods -o wide",
+	)
 }
 
-type demo struct {
-	ctx context.Context
-	env *environment.Environment
+//go:embed pods.yaml
+var namespaces string
+
+// pod is an ordinary program in an ordinary pod.
+const pod = `
+---
+apiVersion: v1
+kind: Pod
+metadata: {namespace: %[1]s, name: %[3]s}
+spec:
+  serviceAccountName: %[2]s
+  terminationGracePeriodSeconds: 1
+  containers:
+    - name: program
+      image: iam4kube-test/client:demo
+      command: %[4]s
+      env:
+        - {name: AWS_ENDPOINT_URL_STS, value: "%[5]s"}
+        - {name: ROLE, value: %[2]s}
+        - {name: HOME, value: /tmp}
+      volumeMounts: [{name: usr, mountPath: /usr, readOnly: true}]
+  volumes: [{name: usr, hostPath: {path: /usr}}]
+`
+
+const (
+	awsCLI = `while :; do aws sts get-caller-identity --endpoint-url $AWS_ENDPOINT_URL_STS --query Arn --output text; sleep 1; done`
+	boto3  = `
+import boto3, os, time
+while True:
+    sts = boto3.Session(region_name="eu-west-1").client("sts", endpoint_url=os.environ["AWS_ENDPOINT_URL_STS"])
+    print(sts.get_caller_identity()["Arn"], flush=True)
+    time.sleep(1)`
+)
+
+// programs are the pods of each namespace: name and command. The last asks 200 times a second.
+var programs = [][]string{
+	{"aws-cli", "sh", "-c", awsCLI},
+	{"boto3", "python3", "-c", boto3},
+	{"go", "/client", "identity"},
+	{"load", "/client", "load"},
 }
 
-// serve starts the fake STS where pods reach it, and the server on the metadata address.
-func (d *demo) serve(ctx context.Context, program string) (stop func() error, err error) {
-	kubeconfig := filepath.Join(os.TempDir(), fmt.Sprintf("iam4kube-demo-%d.kubeconfig", os.Getpid()))
-	config, err := d.env.ServiceAccountConfig(ctx, environment.Namespace, environment.ServiceAccount)
-	if err != nil {
-		return nil, err
-	}
-	err = errors.Join(netns.MakeLocal(metadata+"/32"), netns.MakeLocal(stsAddress+"/32"),
-		controlplane.WriteKubeconfig(kubeconfig, config))
-	if err != nil {
-		return nil, err
-	}
-	sts := &http.Server{Addr: stsAddress + ":80", Handler: d.env.STS}
-	go func() { panic(sts.ListenAndServe()) }() // to the end of the process
-	say("starting the server on %s:80, with the rights of manifests/base/server-rbac.yaml", metadata)
-	log := &environment.Logs{}
-	command := exec.Command(program, "--listen-on", metadata+":80", "--aux-listen-on", "127.0.0.1:0",
-		"--kubeconfig", kubeconfig, "--max-wait", "3s", "--drain", "0s")
-	command.Stderr = log
-	command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := command.Start(); err != nil {
-		return nil, err
-	}
-	stop = func() error {
-		_ = command.Process.Signal(syscall.SIGTERM) // Wait tells if it has ended already
-		return errors.Join(command.Wait(), os.Remove(kubeconfig))
-	}
-	soon, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	if _, err := log.Wait(soon, "serving"); err != nil {
-		return nil, errors.Join(err, stop())
-	}
-	return stop, nil
+// places are the namespaces, each with its ServiceAccount and the way that its requests go.
+var places = []struct{ namespace, account, way string }{
+	{"shop", "orders", "rules in the pod, set by the init container that the webhook injects"},
+	{"office", "reports", "rules on the node, set by the DaemonSet"},
 }
 
-// twoRoles is the main job.
-func (d *demo) twoRoles() error {
-	fmt.Println("\n--- Two pods, two ServiceAccounts, two roles")
-	// The CLI takes its region from the pod's node.
-	err := errors.Join(d.env.CreateNamespace(d.ctx, namespace),
-		d.env.CreateNode(d.ctx, controlplane.Node{Name: node, Region: "us-east-1", Zone: "us-east-1a"}),
-		d.account("orders"), d.annotate("orders"), d.account("billing"), d.annotate("billing"))
-	orders, ordersErr := d.pod("orders", "10.244.0.1")
-	billing, billingErr := d.pod("billing", "10.244.0.2")
-	if err := errors.Join(err, ordersErr, billingErr); err != nil {
-		return err
-	}
-	return errors.Join(d.aws(orders, "orders-0"), d.aws(billing, "billing-0"))
-}
-
-// roleThatComesLater shows what a pod is told whose ServiceAccount has no role.
-func (d *demo) roleThatComesLater() error {
-	fmt.Println("\n--- A pod whose ServiceAccount names no role, until somebody annotates it")
-	err := d.account("reports")
-	pod, podErr := d.pod("reports", "10.244.0.3")
-	if err := errors.Join(err, podErr); err != nil {
-		return err
-	}
-	return errors.Join(ask(pod, "reports-0"), d.annotate("reports"), d.aws(pod, "reports-0"))
-}
-
-func (d *demo) account(name string) error {
-	say("ServiceAccount %s/%s: created", namespace, name)
-	return d.env.CreateServiceAccount(d.ctx, controlplane.ServiceAccount{Namespace: namespace, Name: name})
-}
-
-// annotate makes a role that only this ServiceAccount can use, and gives it to it.
-func (d *demo) annotate(account string) error {
-	arn := d.env.NewRole(func(r *fakests.Role) {
-		r.ARN = "arn:aws:iam::" + environment.Account + ":role/" + account
-		r.Trust.SessionNames = []string{namespace + "@" + account}
-	})
-	say("ServiceAccount %s/%s: annotated %s=%s", namespace, account, role.AnnotationARN, arn)
-	patch := fmt.Appendf(nil, `{"metadata": {"annotations": {%q: %q}}}`, role.AnnotationARN, arn)
-	_, err := d.env.Client.CoreV1().ServiceAccounts(namespace).Patch(d.ctx, account, types.MergePatchType, patch, metav1.PatchOptions{})
-	return err
-}
-
-// pod creates a pod and what a node would make of it, a network namespace.
-func (d *demo) pod(account, address string) (*netns.Pod, error) {
-	say("Pod %s/%s-0: running, with address %s", namespace, account, address)
-	_, err := d.env.CreatePod(d.ctx, controlplane.Pod{
-		Namespace: namespace, Name: account + "-0", ServiceAccount: account, Node: node, IPs: []string{address},
-	})
-	pod, podErr := netns.NewPod(address)
-	return pod, errors.Join(err, podErr)
-}
-
-// aws runs the AWS CLI in the pod. It has neither keys nor a region.
-func (d *demo) aws(pod *netns.Pod, name string) error {
-	command := exec.CommandContext(d.ctx, "/usr/bin/aws", "sts", "get-caller-identity", "--endpoint-url", "http://"+stsAddress)
-	command.Env = []string{"PATH=/usr/bin:/bin", "HOME=/nonexistent"}
-	command.Stdout, command.Stderr = os.Stdout, os.Stderr
-	say("%s$ aws %s", name, strings.Join(command.Args[1:], " "))
-	if err := pod.Start(command); err != nil {
-		return err
-	}
-	return command.Wait()
-}
-
-// ask asks once for the name of the pod's role.
-func ask(pod *netns.Pod, name string) error {
-	const url = "http://" + metadata + "/latest/meta-data/iam/security-credentials/"
-	say("%s: GET %s", name, url)
-	response, err := pod.HTTPClient().Get(url)
+func (d *demo) runPods() error {
+	title("Two namespaces, two roles, the same ordinary programs")
+	address, err := d.kubectl("", false, "-n", "iam4kube", "get", "service", "iam4kube-demo-sts", "-o", "jsonpath={.spec.clusterIP}")
 	if err != nil {
 		return err
 	}
-	defer response.Body.Close()
-	body, err := io.ReadAll(response.Body)
-	say("%s: %s\n%s", name, response.Status, body)
-	return err
+	manifests := namespaces
+	for _, place := range places {
+		for _, program := range programs {
+			command, err := json.Marshal(program[1:])
+			if err != nil {
+				return err
+			}
+			manifests += fmt.Sprintf(pod, place.namespace, place.account, program[0], command, "http://"+address)
+		}
+	}
+	if _, err := d.kubectl(manifests, false, "apply", "-f", "-"); err != nil {
+		return err
+	}
+	return d.each(
+		"-n shop wait --for=condition=Ready pods --all --timeout=2m",
+		"-n office wait --for=condition=Ready pods --all --timeout=2m",
+	)
+}
+
+// showRoles waits for the first answers of AWS and shows who it says that each pod is.
+func (d *demo) showRoles() error {
+	for _, place := range places {
+		title(fmt.Sprintf("Namespace %s: %s", place.namespace, place.way))
+		for _, program := range programs[:3] {
+			line, err := d.firstLine(place.namespace, program[0])
+			if err != nil {
+				return err
+			}
+			say("%-8s is %s", program[0], line)
+			if want := ":assumed-role/" + place.account + "/" + place.namespace + "@" + place.account; !strings.HasSuffix(line, want) {
+				return fmt.Errorf("want …%s", want)
+			}
+		}
+	}
+	return nil
+}
+
+func (d *demo) firstLine(namespace, pod string) (string, error) {
+	ctx, stop := context.WithTimeout(d.ctx, time.Minute)
+	defer stop()
+	cmd, err := d.cluster.Kubectl(ctx, "-n", namespace, "logs", "--follow", pod, "-c", "program")
+	if err != nil {
+		return "", err
+	}
+	output, err := cmd.StdoutPipe()
+	if err != nil {
+		return "", err
+	}
+	if err := cmd.Start(); err != nil {
+		return "", err
+	}
+	defer func() { _ = cmd.Wait() }()
+	defer stop()
+	var line string
+	if _, err := fmt.Fscanln(output, &line); err != nil {
+		return "", fmt.Errorf("the log of %s/%s: %w", namespace, pod, err)
+	}
+	return line, nil
+}
+
+// replaceServer lets a replica go while everything asks.
+func (d *demo) replaceServer() error {
+	title("A replica of the server goes, and nobody notices")
+	since := time.Now()
+	name, err := d.kubectl("", false, "-n", "iam4kube", "get", "pods", "-l", "app.kubernetes.io/name=iam4kube-server", "-o", "jsonpath={.items[0].metadata.name}")
+	if err != nil {
+		return err
+	}
+	if err := d.each(
+		"-n iam4kube delete pod "+name,
+		"-n iam4kube rollout status deployment/iam4kube-server --timeout=2m",
+	); err != nil {
+		return err
+	}
+	for _, place := range places {
+		if err := d.count(place.namespace, since); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// count sums up what the load of a namespace tells of the time since then.
+func (d *demo) count(namespace string, since time.Time) error {
+	logs, err := d.kubectl("", false, "-n", namespace, "logs", "load", "-c", "program", "--since-time="+since.Format(time.RFC3339))
+	if err != nil {
+		return err
+	}
+	var requests, failed, sdks int
+	for line := range strings.Lines(logs) {
+		type count struct{ Done, Failed int }
+		var second struct{ New, Kept, SDK count }
+		if err := json.Unmarshal([]byte(line), &second); err != nil {
+			return fmt.Errorf("%q: %w", line, err)
+		}
+		requests += second.New.Done + second.Kept.Done
+		sdks += second.SDK.Done
+		failed += second.New.Failed + second.Kept.Failed + second.SDK.Failed
+	}
+	say("%s: %d requests for metadata and %d starts of an AWS SDK meanwhile, %d failed", namespace, requests, sdks, failed)
+	if requests == 0 || failed > 0 {
+		return errors.New("want requests, and none that failed")
+	}
+	return nil
+}
+
+func (d *demo) end() error {
+	status, err := d.cluster.Status(d.ctx)
+	if err != nil {
+		return err
+	}
+	fmt.Println()
+	say("packets that reached the metadata service of the machine: %d", status.Leaks)
+	fmt.Printf("\nThe cluster goes on: `make demo-shell` to look around, `make demo-down` to take it down.\n")
+	if status.Leaks > 0 {
+		return errors.New("want none")
+	}
+	return nil
 }

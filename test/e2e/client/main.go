@@ -3,6 +3,7 @@
 //	client wait          until SIGTERM: for pods that other programs are run in
 //	client once          one line of JSON: Answer
 //	client load          one line of JSON a second: Second
+//	client identity      who AWS says that it is, once a second, through AWS_ENDPOINT_URL_STS
 //
 // It can only be used in the cluster of package cluster: it takes the metadata address as what
 // the pod's node makes of it.
@@ -42,7 +43,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if len(os.Args) != 2 {
-		fmt.Fprintln(os.Stderr, "client: wait, once or load?")
+		fmt.Fprintln(os.Stderr, "client: wait, once, load or identity?")
 		os.Exit(2)
 	}
 	switch os.Args[1] {
@@ -56,6 +57,8 @@ func main() {
 		}
 	case "load":
 		load(ctx)
+	case "identity":
+		identity(ctx)
 	}
 }
 

@@ -1,0 +1,263 @@
+// Package images builds container images without Docker and without a registry: those of the
+// Dockerfile, as users build them, and those that only the tests' cluster needs.
+//
+// Debian's buildah does it, in a chroot and without a network. What runs in the images is
+// their programs' business.
+package images
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/iam4kube/iam4kube/test/controlplane"
+)
+
+// Image is a target of a Dockerfile.
+type Image struct {
+	Target string
+	// Name without the tag. If it has a tag, that is meant instead of Build's.
+	Name string
+	// Program is the package below test/ that is compiled for it; the Dockerfile compiles
+	// its own.
+	Program string
+}
+
+// All images, in the order of Build's archives.
+func All() []Image {
+	return []Image{
+		{Target: "server", Name: "docker.io/iam4kube/server"},
+		{Target: "webhook", Name: "docker.io/iam4kube/webhook"},
+		{Target: "ip2service", Name: "docker.io/iam4kube/ip2service"},
+		{Target: "ip2service-init", Name: "docker.io/iam4kube/ip2service-init"},
+		{Target: "fakests", Name: "docker.io/iam4kube/fakests", Program: "./fakests/cmd/fakests"},
+		{Target: "client", Name: "docker.io/iam4kube-test/client", Program: "./e2e/client"},
+		{Target: "pause", Name: "registry.k8s.io/pause:iam4kube", Program: "./images/pause"},
+	}
+}
+
+// Reference of an image with a tag.
+func (i Image) Reference(tag string) string {
+	if strings.Contains(i.Name, ":") {
+		return i.Name
+	}
+	return i.Name + ":" + tag
+}
+
+// inputs are what the images depend on, in the repository.
+var inputs = []string{
+	"Dockerfile", "go.mod", "go.sum", "cmd", "internal",
+	"test/go.mod", "test/go.sum", "test/fakests", "test/e2e/client", "test/images",
+}
+
+// Build returns a docker-archive file of each image. It takes a minute or two if something
+// that they depend on has changed, and tells on progress where it is; processes that build
+// at the same time wait for each other.
+func Build(ctx context.Context, tag string, progress io.Writer) (archives []string, err error) {
+	cache, err := controlplane.CacheDir()
+	if err != nil {
+		return nil, err
+	}
+	key, err := key(tag)
+	if err != nil {
+		return nil, err
+	}
+	dir := filepath.Join(cache, "images-"+key)
+	for _, image := range All() {
+		archives = append(archives, filepath.Join(dir, image.Target+".tar"))
+	}
+	if built(dir) {
+		return archives, nil
+	}
+	if err := os.MkdirAll(cache, 0o755); err != nil {
+		return nil, err
+	}
+	unlock, err := controlplane.Lock(ctx, filepath.Join(cache, "images.lock"), progress)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if built(dir) {
+		return archives, nil
+	}
+	b := &builder{ctx: ctx, cache: cache, tag: tag, progress: progress}
+	return archives, b.build(dir)
+}
+
+func built(dir string) bool {
+	_, err := os.Stat(dir)
+	return err == nil
+}
+
+// repository is the checkout that this package was compiled from.
+func repository() string {
+	_, file, _, _ := runtime.Caller(0)
+	return filepath.Join(filepath.Dir(file), "..", "..")
+}
+
+// key changes whenever an image would.
+func key(tag string) (string, error) {
+	h := sha256.New()
+	fmt.Fprintln(h, runtime.Version(), runtime.GOARCH, tag)
+	for _, input := range inputs {
+		err := filepath.WalkDir(filepath.Join(repository(), input), func(path string, entry fs.DirEntry, err error) error {
+			if err != nil || entry.IsDir() || strings.HasSuffix(path, "_test.go") {
+				return err
+			}
+			content, err := os.ReadFile(path)
+			fmt.Fprintln(h, input, entry.Name(), len(content))
+			h.Write(content)
+			return err
+		})
+		if err != nil {
+			return "", err
+		}
+	}
+	return fmt.Sprintf("%x", h.Sum(nil)[:8]), nil
+}
+
+type builder struct {
+	ctx      context.Context
+	cache    string
+	tag      string
+	progress io.Writer
+	// context is the folder that the tests' own images are made of.
+	context string
+}
+
+const goImage = "localhost/iam4kube-go"
+
+// build fills a folder beside dir and renames it when it is complete.
+func (b *builder) build(dir string) error {
+	// Under the lock nobody else has one: they are of other versions, or of a killed build.
+	old, err := filepath.Glob(filepath.Join(b.cache, "images-*"))
+	if err != nil {
+		return err
+	}
+	for _, dir := range old {
+		if err := os.RemoveAll(dir); err != nil {
+			return err
+		}
+	}
+	partial := filepath.Join(b.cache, "images-partial")
+	b.context = filepath.Join(partial, "context")
+	if err := errors.Join(b.fillContext(), b.fromContext("go", goImage)); err != nil {
+		return err
+	}
+	for _, image := range All() {
+		start := time.Now()
+		from := b.fromDockerfile
+		if image.Program != "" {
+			from = b.fromContext
+		}
+		reference := image.Reference(b.tag)
+		if err := from(image.Target, reference); err != nil {
+			return err
+		}
+		archive := "docker-archive:" + filepath.Join(partial, image.Target+".tar") + ":" + reference
+		if err := b.buildah("push", "--quiet", reference, archive); err != nil {
+			return err
+		}
+		fmt.Fprintf(b.progress, "images: %s built in %s\n", reference, time.Since(start).Round(100*time.Millisecond))
+	}
+	if err := os.RemoveAll(b.context); err != nil {
+		return err
+	}
+	return os.Rename(partial, dir)
+}
+
+// fillContext compiles the tests' own programs and makes the folders of the images that have
+// the machine's /usr mounted.
+func (b *builder) fillContext() error {
+	root := filepath.Join(b.context, "root")
+	for _, folder := range []string{"usr", "tmp", "etc", "var/tmp", "proc", "src", "goroot", "modules", "compiled"} {
+		if err := os.MkdirAll(filepath.Join(root, folder), 0o755); err != nil {
+			return err
+		}
+	}
+	for _, folder := range []string{"bin", "sbin", "lib", "lib64"} {
+		if err := os.Symlink("usr/"+folder, filepath.Join(root, folder)); err != nil {
+			return err
+		}
+	}
+	if err := os.Chmod(filepath.Join(root, "tmp"), 0o777|os.ModeSticky); err != nil {
+		return err
+	}
+	certificates, err := os.ReadFile("/etc/ssl/certs/ca-certificates.crt")
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(b.context, "ca-certificates.crt"), certificates, 0o644); err != nil {
+		return err
+	}
+	for _, image := range All() {
+		if image.Program == "" {
+			continue
+		}
+		cmd := exec.CommandContext(b.ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(b.context, image.Target), image.Program)
+		cmd.Dir = filepath.Join(repository(), "test")
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=", "GOWORK=off")
+		if output, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("compiling %s: %w: %s", image.Program, err, output)
+		}
+	}
+	return nil
+}
+
+func (b *builder) fromContext(target, reference string) error {
+	return b.buildah("build", "--quiet", "--layers", "--target="+target, "--tag="+reference,
+		"--file="+filepath.Join(repository(), "test", "images", "Containerfile"), b.context)
+}
+
+// fromDockerfile builds a target with Go and modules of the machine.
+func (b *builder) fromDockerfile(target, reference string) error {
+	volumes, err := b.volumes()
+	if err != nil {
+		return err
+	}
+	return b.buildah("build", append(volumes, "--quiet", "--layers",
+		"--network=none", "--pull=never",
+		"--build-arg=GO_IMAGE="+goImage, "--build-arg=VERSION="+b.tag,
+		"--target="+target, "--tag="+reference, repository())...)
+}
+
+// volumes are those of goImage. The modules have to be there: the build has no network. What
+// `make build` has compiled is used, too.
+func (b *builder) volumes() ([]string, error) {
+	download := exec.CommandContext(b.ctx, "go", "mod", "download")
+	download.Dir = repository()
+	if output, err := download.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("downloading modules: %w: %s", err, output)
+	}
+	output, err := exec.CommandContext(b.ctx, "go", "env", "GOROOT", "GOMODCACHE", "GOCACHE").Output()
+	if err != nil {
+		return nil, err
+	}
+	folders := strings.Fields(string(output))
+	return []string{
+		"--volume=/usr:/usr:ro", "--volume=" + folders[0] + ":/goroot:ro",
+		"--volume=" + folders[1] + ":/modules:ro", "--volume=" + folders[2] + ":/compiled:rw",
+	}, nil
+}
+
+// buildah keeps what it stores in the cache, not where the machine's own images are.
+func (b *builder) buildah(command string, args ...string) error {
+	storage := filepath.Join(b.cache, "buildah")
+	global := []string{"--root=" + filepath.Join(storage, "root"), "--runroot=" + filepath.Join(storage, "run"), "--storage-driver=vfs"}
+	cmd := exec.CommandContext(b.ctx, "buildah", append(append(global, command), args...)...)
+	// Not a flag: buildah 1.28 refuses it beside --network=none.
+	cmd.Env = append(os.Environ(), "BUILDAH_ISOLATION=chroot")
+	if output, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("buildah %s %s: %w: %s", command, strings.Join(args, " "), err, output)
+	}
+	return nil
+}

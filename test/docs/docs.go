@@ -5,6 +5,7 @@ package docs
 import (
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strings"
 	"testing"
@@ -50,6 +51,17 @@ func InBackquotes(cell string) []string {
 		if i%2 == 1 {
 			all = append(all, part)
 		}
+	}
+	return all
+}
+
+// Blocks returns the fenced code blocks of a page that are in this language, without the
+// indentation that those in lists have.
+func Blocks(t testing.TB, page, language string) []string {
+	t.Helper()
+	var all []string
+	for _, m := range regexp.MustCompile("(?ms)^( *)```"+language+"\n(.*?)^ *```$").FindAllStringSubmatch(Text(t, page), -1) {
+		all = append(all, regexp.MustCompile("(?m)^"+m[1]).ReplaceAllString(m[2], ""))
 	}
 	return all
 }

@@ -128,7 +128,7 @@ func mustBuild(t testing.TB, dir string) []*unstructured.Unstructured {
 
 // apply is `kubectl apply --server-side --validate=strict`, and puts into the objects what the
 // API server made of them.
-func apply(ctx context.Context, objects []*unstructured.Unstructured) error {
+func apply(ctx context.Context, objects []*unstructured.Unstructured, dryRun ...string) error {
 	for _, object := range objects {
 		text, err := object.MarshalJSON()
 		if err != nil {
@@ -140,7 +140,7 @@ func apply(ctx context.Context, objects []*unstructured.Unstructured) error {
 			return err
 		}
 		applied, err := client.Resource(mapping.Resource).Namespace(object.GetNamespace()).Patch(ctx, object.GetName(), types.ApplyPatchType, text,
-			metav1.PatchOptions{FieldManager: "kubectl", FieldValidation: metav1.FieldValidationStrict})
+			metav1.PatchOptions{FieldManager: "kubectl", FieldValidation: metav1.FieldValidationStrict, DryRun: dryRun})
 		if err != nil {
 			return fmt.Errorf("%s %s: %w", object.GetKind(), object.GetName(), err)
 		}

@@ -47,13 +47,39 @@ bench: control-plane ## throughput and latency beside a bare net/http server; wa
 bench-scale: control-plane ## memory and time to sync with 50,000 pods and 5,000 ServiceAccounts
 	cd test && go test -run '^$$' -bench . -benchtime 1x -timeout 60m -v ./benchscale/...
 
+##@ Cluster
 .PHONY: demo
-demo: control-plane ## the AWS CLI in a network namespace gets its pod's role from the server on a real API server
-	hack/debian-packages.sh awscli iproute2
+demo: cluster-tools ## real pods on a real Kubernetes cluster get their roles; the cluster stays
 	cd test && go run ./demo
 
+.PHONY: demo-shell
+demo-shell: ## a shell in which kubectl finds the demo's cluster
+	cd test && go run ./cluster/cmd/cluster shell
+
+.PHONY: demo-down
+demo-down: ## take the demo's cluster down
+	cd test && go run ./cluster/cmd/cluster down
+
+# One column of the matrix; E2E_PROXY and E2E_CNI choose it.
+E2E_PROXY ?= nftables
+E2E_CNI ?= ptp
+.PHONY: e2e
+e2e: cluster-tools ## end-to-end tests on that cluster, with kube-proxy's mode E2E_PROXY and the CNI plug-in E2E_CNI
+	cd test && IAM4KUBE_E2E_PROXY=$(E2E_PROXY) IAM4KUBE_E2E_CNI=$(E2E_CNI) \
+		go test -tags e2e -race -count 1 -parallel 16 -timeout 60m -v $(TESTFLAGS) ./e2e
+
+.PHONY: e2e-all
+e2e-all: ## the whole matrix, one column after the other
+	for proxy in nftables iptables; do for cni in ptp bridge; do \
+		$(MAKE) e2e E2E_PROXY=$$proxy E2E_CNI=$$cni; \
+	done; done
+
+.PHONY: images
+images: image-tools ## the Dockerfile's images, built as the cluster's are, with buildah; prints the archives
+	cd test && go run ./images/cmd/build latest
+
 .PHONY: test-tools
-test-tools: control-plane # what `test` needs and the checkout does not hold
+test-tools: control-plane image-tools # what `test` needs and the checkout does not hold
 	cd test && go run ./controlplane/cmd/build certmanager
 	hack/debian-packages.sh awscli python3-boto3 iproute2 iptables nftables nodejs npm
 	$(MAKE) test/clients/js/node_modules/.package-lock.json
@@ -61,8 +87,17 @@ test-tools: control-plane # what `test` needs and the checkout does not hold
 test/clients/js/node_modules/.package-lock.json: test/clients/js/package-lock.json
 	npm --prefix $(<D) ci --no-audit --no-fund
 
+.PHONY: image-tools
+image-tools: # what builds images
+	hack/debian-packages.sh buildah ca-certificates libcap2-bin
+
+.PHONY: cluster-tools
+cluster-tools: control-plane image-tools # what the cluster runs on, and what its pods run
+	cd test && go run ./controlplane/cmd/build certmanager
+	hack/debian-packages.sh awscli containerd containernetworking-plugins iproute2 iptables nftables python3-boto3 runc
+
 .PHONY: control-plane
-control-plane: # kube-apiserver and etcd, built once into CACHE
+control-plane: # Kubernetes and etcd, built once into CACHE
 	hack/debian-packages.sh gcc libc6-dev
 	cd test && go run ./controlplane/cmd/build
 

@@ -11,6 +11,9 @@ present() {
 	iproute2) command -v ip ;;
 	nftables) command -v nft ;;
 	nodejs) command -v node ;;
+	ca-certificates) [[ -e /etc/ssl/certs/ca-certificates.crt ]] ;;
+	containernetworking-plugins) [[ -x /usr/lib/cni/ptp ]] ;;
+	libcap2-bin) command -v setcap ;;
 	libc6-dev) [[ -e /usr/include/stdlib.h ]] ;;
 	*) command -v "$1" ;;
 	esac >/dev/null

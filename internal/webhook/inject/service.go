@@ -49,7 +49,7 @@ func port(ports []corev1.ServicePort) uint16 {
 // Missing is that there is no such Service.
 func Missing(namespace, name string) Service {
 	return Service{Reason: NoService, Problem: fmt.Sprintf(
-		"the Service %s/%s, which pods' requests are to be led to, does not exist: create it (manifests/base), or name another one by the webhook's flags --service-namespace and --service-name", namespace, name)}
+		"the Service %s/%s, which pods' requests are to be led to, does not exist: create it (manifests/namespace), or name another one by the webhook's flags --service-namespace and --service-name", namespace, name)}
 }
 
 // Unknown is that the API server has not told yet.

@@ -50,6 +50,10 @@ func failed(status int, pod *identity.Pod, reason podevents.Reason, missing wait
 	return a
 }
 
+func notFound() answer {
+	return text(http.StatusNotFound, "iam4kube: not found; of the metadata API only credentials, placement and the instance identity document are served")
+}
+
 func tooMany() answer {
 	a := text(http.StatusTooManyRequests, "iam4kube: too many requests are waiting; try again in a second")
 	a.retry = true

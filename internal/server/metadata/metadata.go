@@ -106,11 +106,11 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, t target) answer
 	case !ok:
 		return text(http.StatusForbidden, "iam4kube: the source of the request has no IP address")
 	case fromProxy(r):
-		return text(http.StatusForbidden, "iam4kube: requests with X-Forwarded-For are refused, they come through a proxy")
+		return text(http.StatusForbidden, "iam4kube: requests with X-Forwarded-For are refused, they come through a proxy: exclude the metadata address from it (NO_PROXY)")
 	case !hostIsAddress(r.Host):
-		return text(http.StatusForbidden, "iam4kube: the Host header must be an IP address")
+		return text(http.StatusForbidden, "iam4kube: the Host header must be an IP address, as in http://169.254.169.254")
 	case t.endpoint == endpointNone:
-		return text(http.StatusNotFound, "iam4kube: not found")
+		return notFound()
 	case r.Method != t.endpoint.method():
 		w.Header()["Allow"] = []string{t.endpoint.method()}
 		return text(http.StatusMethodNotAllowed, "iam4kube: method not allowed")
@@ -138,7 +138,7 @@ func (s *Server) look(from netip.Addr, t target) view {
 		return s.documentView(from)
 	case endpointToken, endpointReady, endpointNone:
 	}
-	return done(text(http.StatusNotFound, "iam4kube: not found"))
+	return done(notFound())
 }
 
 // ready answers GET /iam4kube/ready?wait=DURATION. Without wait it looks once.

@@ -145,7 +145,7 @@ func (p Probe) judge(response *http.Response, body string) (Without, error) {
 
 // explain says what to look for when nobody answers.
 func (p Probe) explain(err error) error {
-	hint := "the connection broke"
+	hint := "the connection broke: the server that was asked has ended, or a proxy or firewall on the way cut it"
 	var timeout net.Error
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED):

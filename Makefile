@@ -17,7 +17,7 @@ GOVULNCHECK := $(TOOLS)/govulncheck-$(GOVULNCHECK_VERSION)/govulncheck
 
 MODULES := . test
 # The packages of test/ that need neither root nor an API server.
-TEST_UNIT_PACKAGES := ./fakests/...
+TEST_UNIT_PACKAGES := ./fakests/... ./docs/...
 # Further arguments for `go test`, for example: make test TESTFLAGS='-run TestRace -v'
 TESTFLAGS ?=
 

@@ -14,12 +14,17 @@ import (
 // Text returns a page of docs/.
 func Text(t testing.TB, page string) string {
 	t.Helper()
-	_, file, _, _ := runtime.Caller(0)
-	text, err := os.ReadFile(filepath.Join(filepath.Dir(file), "..", "..", "docs", page))
+	text, err := os.ReadFile(filepath.Join(root(), "docs", page))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return string(text)
+}
+
+// root is the folder of the repository.
+func root() string {
+	_, file, _, _ := runtime.Caller(0)
+	return filepath.Join(filepath.Dir(file), "..", "..")
 }
 
 // Rows returns the cells of those table rows in a section of a page whose first cell, the key

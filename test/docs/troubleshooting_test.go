@@ -1,0 +1,109 @@
+package docs
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	admissionv1 "k8s.io/api/admissionregistration/v1"
+	"sigs.k8s.io/yaml"
+)
+
+const page = "troubleshooting.md"
+
+// unseen are texts of errors that are told by their kind, with a text of their own.
+var unseen = []string{"the source address is a node's", "too many requests are waiting"}
+
+// texts are all that users can be given.
+func texts(t *testing.T) []string {
+	t.Helper()
+	all := slices.DeleteFunc(Texts(t, "cmd", "internal"), func(s string) bool { return slices.Contains(unseen, s) })
+	for _, file := range []string{"server-nodes-policy.yaml", "webhook-policy.yaml"} {
+		content, err := os.ReadFile(filepath.Join(root(), "manifests", "base", file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		document, _, _ := strings.Cut(string(content), "\n---\n")
+		var policy admissionv1.ValidatingAdmissionPolicy
+		if err := yaml.UnmarshalStrict([]byte(document), &policy); err != nil {
+			t.Fatal(file, err)
+		}
+		for _, v := range policy.Spec.Validations {
+			message := v.Message
+			if message == "" { // 'text' + expression
+				message = strings.Split(v.MessageExpression, "'")[1] + Variable
+			}
+			all = append(all, strings.TrimSpace(message))
+		}
+	}
+	return all
+}
+
+// TestTroubleshootingHasEveryText: and none that is not given any more.
+func TestTroubleshootingHasEveryText(t *testing.T) {
+	var documented []string
+	for _, section := range []string{
+		"Answers and events", "Reasons inside answers", "The init container and ip2service", "The webhook",
+		"Admission policies", "The server's start and readiness", "Flags",
+	} {
+		for text := range Rows(t, page, section) {
+			documented = append(documented, text)
+		}
+	}
+	given := texts(t)
+	for _, text := range given {
+		if !slices.Contains(documented, text) {
+			t.Errorf("not in %s: %s", page, text)
+		}
+	}
+	for _, text := range documented {
+		if !slices.Contains(given, text) {
+			t.Errorf("in %s, and nobody says it: %s", page, text)
+		}
+	}
+	for reason := range Rows(t, "observability.md", "Events") {
+		if !strings.Contains(Text(t, page), "`"+reason+"`") {
+			t.Errorf("not in %s: event %s", page, reason)
+		}
+	}
+}
+
+// TestWrongSetUpsAreQuoted: what the table of wrong set-ups puts into iam4kube's mouth is one of
+// its texts, with more of it filled in.
+func TestWrongSetUpsAreQuoted(t *testing.T) {
+	var patterns []*regexp.Regexp
+	for _, text := range texts(t) {
+		parts := strings.Split(text, Variable)
+		for i := range parts {
+			parts[i] = regexp.QuoteMeta(parts[i])
+		}
+		patterns = append(patterns, regexp.MustCompile("^(iam4kube: |ip2service: )?"+strings.Join(parts, ".*")+"$"))
+	}
+	_, section, _ := strings.Cut(Text(t, page), "\n## Wrong set-ups\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	rows := 0
+	for line := range strings.Lines(section) {
+		cells := strings.Split(strings.Trim(strings.TrimSpace(line), "|"), "|")
+		if !strings.HasPrefix(line, "| ") || len(cells) != 4 {
+			continue
+		}
+		switch speaker := strings.TrimSpace(cells[2]); speaker {
+		case "says", "Kubernetes", "the node":
+		case "server", "init container", "webhook":
+			rows++
+			message := strings.Join(InBackquotes(cells[3]), "")
+			matches := func(p *regexp.Regexp) bool { return p.MatchString(message) }
+			if !slices.ContainsFunc(patterns, matches) {
+				t.Errorf("%s says %s", speaker, message)
+			}
+		default:
+			t.Errorf("who is %s?", speaker)
+		}
+	}
+	if rows == 0 {
+		t.Error("no rows")
+	}
+}

@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"syscall"
-	"time"
 )
 
 const cgroupRoot = "/sys/fs/cgroup"
@@ -103,14 +102,11 @@ func removeTree(dir string) error {
 		return err
 	}
 	for _, folder := range slices.Backward(folders) {
-		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-			err := syscall.Rmdir(folder)
-			if err == nil || errors.Is(err, syscall.ENOENT) {
-				break
-			}
-			if time.Now().After(deadline) {
-				return fmt.Errorf("removing the cgroup %s: %w", folder, err)
-			}
+		if !until(func() bool {
+			err = syscall.Rmdir(folder)
+			return err == nil || errors.Is(err, syscall.ENOENT)
+		}) {
+			return fmt.Errorf("removing the cgroup %s: %w", folder, err)
 		}
 	}
 	return nil

@@ -25,7 +25,6 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -220,14 +219,10 @@ func (c Cluster) stopProcesses() error {
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
 		return fmt.Errorf("ending the supervisor, PID %d: %w", pid, err)
 	}
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
-		if !alive(pid) {
-			return c.removeCgroups()
-		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("the supervisor, PID %d, does not end", pid)
-		}
+	if !until(func() bool { return !alive(pid) }) {
+		return fmt.Errorf("the supervisor, PID %d, does not end", pid)
 	}
+	return c.removeCgroups()
 }
 
 // alive is false for a zombie that this process has not waited for yet, too.

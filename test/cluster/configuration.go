@@ -54,8 +54,8 @@ func (n *node) kubelet() any {
 		"tlsCertFile":   filepath.Join(n.Dir, "pki", n.name+".crt"), "tlsPrivateKeyFile": filepath.Join(n.Dir, "pki", n.name+".key"),
 		"resolvConf": "", "clusterDNS": []string{dnsService}, "clusterDomain": "cluster.local",
 		// The machine's disk and memory are shared with everything else on it.
-		"failSwapOn":   false,
-		"evictionHard": object{"memory.available": never, "nodefs.available": never, "imagefs.available": never, "nodefs.inodesFree": never},
+		"failSwapOn":                  false,
+		"evictionHard":                object{"memory.available": never, "nodefs.available": never, "imagefs.available": never, "nodefs.inodesFree": never},
 		"imageGCHighThresholdPercent": 100, "imageGCLowThresholdPercent": 99,
 		"registerWithTaints": n.Nodes[n.index].Taints,
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto/x509/pkix"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
@@ -25,7 +26,9 @@ func inside() string {
 }
 
 // userFile is the kubeconfig of a program of the cluster.
-func (s *settings) userFile(user string) string { return filepath.Join(s.Dir, "pki", user+".kubeconfig") }
+func (s *settings) userFile(user string) string {
+	return filepath.Join(s.Dir, "pki", user+".kubeconfig")
+}
 
 // makeCredentials writes certificates, keys and kubeconfigs. The users are those that
 // Kubernetes' default RBAC knows.
@@ -193,30 +196,25 @@ func (s *supervisor) admit(client kubernetes.Interface, node Node) error {
 		if err != nil {
 			return err
 		}
-		for key, value := range node.Labels {
-			object.Labels[key] = value
-		}
+		maps.Copy(object.Labels, node.Labels)
 		_, err = client.CoreV1().Nodes().Update(ctx, object, metav1.UpdateOptions{})
 		return err
 	})
 }
 
-// wait polls, because processes do not tell when they are ready, and gives up early if one
-// has ended.
-func (s *supervisor) wait(what string, there func(context.Context) bool) error {
-	ctx, stop := context.WithTimeout(context.Background(), 3*time.Minute)
+// wait gives up early if a process has ended.
+func (s *supervisor) wait(what string, ready func(context.Context) bool) error {
+	ctx, stop := context.WithTimeout(context.Background(), time.Minute)
 	defer stop()
-	ticker := time.NewTicker(100 * time.Millisecond)
-	defer ticker.Stop()
-	for !there(ctx) {
-		if name := s.ended(); name != "" {
-			return fmt.Errorf("%s ended before %s, see %s", name, what, filepath.Join(s.Dir, "log", name+".log"))
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("not within three minutes: %s; see %s", what, filepath.Join(s.Dir, "log"))
-		case <-ticker.C:
-		}
+	ended := ""
+	if !until(func() bool {
+		ended = s.ended()
+		return ended != "" || ready(ctx)
+	}) {
+		return fmt.Errorf("not within a minute: %s; see %s", what, filepath.Join(s.Dir, "log"))
+	}
+	if ended != "" {
+		return fmt.Errorf("%s ended before %s, see %s", ended, what, filepath.Join(s.Dir, "log", ended+".log"))
 	}
 	s.say("%s", what)
 	return nil

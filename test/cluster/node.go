@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"syscall"
-	"time"
 )
 
 // runNode is a node's PID 1, in namespaces of its own.
@@ -111,22 +110,22 @@ func (n *node) run() error {
 	if err := n.start("containerd", "containerd", "--config", n.path("containerd/config.toml")); err != nil {
 		return err
 	}
-	if err := until("containerd", func() bool { return command("ctr", "--namespace=k8s.io", "version") == nil }); err != nil {
-		return err
+	if !until(func() bool { return command("ctr", "--namespace=k8s.io", "version") == nil }) {
+		return errors.New("containerd does not start")
 	}
 	for _, image := range n.Images {
 		if err := command("ctr", "--namespace=k8s.io", "images", "import", image); err != nil {
 			return err
 		}
 	}
-	if err := until("the API server", func() bool {
+	if !until(func() bool {
 		connection, err := net.Dial("tcp", net.JoinHostPort(nodeAddress(0), fmt.Sprint(apiPort)))
 		if err == nil {
 			connection.Close()
 		}
 		return err == nil
-	}); err != nil {
-		return err
+	}) {
+		return errors.New("the API server does not listen")
 	}
 	if err := n.start("kubelet", filepath.Join(n.BinDir, "kubelet"),
 		"--config="+n.path("kubelet.yaml"), "--kubeconfig="+n.userFile(n.name), "--hostname-override="+n.name,
@@ -153,16 +152,6 @@ func (n *node) start(name, program string, args ...string) error {
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("starting %s: %w", name, err)
-	}
-	return nil
-}
-
-// until polls, because the programs do not tell when they are ready.
-func until(what string, there func() bool) error {
-	for deadline := time.Now().Add(time.Minute); !there(); time.Sleep(100 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			return fmt.Errorf("waited a minute for %s", what)
-		}
 	}
 	return nil
 }

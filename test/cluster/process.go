@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 )
 
 const (
@@ -112,4 +113,19 @@ func freshProc() error {
 		return fmt.Errorf("mounting /proc: %w", err)
 	}
 	return nil
+}
+
+// until polls for up to a minute, because the kernel and the programs do not tell when they are
+// ready.
+func until(there func() bool) bool {
+	ticker := time.NewTicker(50 * time.Millisecond)
+	defer ticker.Stop()
+	for deadline := time.Now().Add(time.Minute); ; <-ticker.C {
+		if there() {
+			return true
+		}
+		if time.Now().After(deadline) {
+			return false
+		}
+	}
 }

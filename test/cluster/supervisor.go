@@ -103,8 +103,12 @@ func (s *supervisor) makeNetwork() error {
 	if err != nil {
 		return err
 	}
-	if interfaces, err := net.Interfaces(); here == s.Left || err != nil || len(interfaces) > 1 {
-		return fmt.Errorf("not in a network namespace of its own (%s, %d interfaces, %v)", here, len(interfaces), err)
+	interfaces, err := net.Interfaces()
+	if err != nil {
+		return err
+	}
+	if here == s.Left || len(interfaces) > 1 {
+		return fmt.Errorf("not in a network namespace of its own: %s, with %d interfaces", here, len(interfaces))
 	}
 	if err := ip(
 		"link set lo up",
@@ -132,7 +136,7 @@ func (s *supervisor) answerMetadata() error {
 			return err
 		}
 		answer := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, netns.NodeRole) })
-		go func() { _ = http.Serve(listener, answer) }() //nolint:gosec // G114: nobody else's clients
+		go func() { _ = http.Serve(listener, answer) }()
 	}
 	return netns.CountLeaks()
 }

@@ -163,17 +163,18 @@ func (d *demo) runPods() error {
 	if err != nil {
 		return err
 	}
-	manifests := namespaces
+	var manifests strings.Builder
+	manifests.WriteString(namespaces)
 	for _, place := range places {
 		for _, program := range programs {
 			command, err := json.Marshal(program[1:])
 			if err != nil {
 				return err
 			}
-			manifests += fmt.Sprintf(pod, place.namespace, place.account, program[0], command, "http://"+address)
+			fmt.Fprintf(&manifests, pod, place.namespace, place.account, program[0], command, "http://"+address)
 		}
 	}
-	if _, err := d.kubectl(manifests, false, "apply", "-f", "-"); err != nil {
+	if _, err := d.kubectl(manifests.String(), false, "apply", "-f", "-"); err != nil {
 		return err
 	}
 	return d.each(

@@ -65,7 +65,7 @@ func rolledOut(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, name := range strings.Fields(names) {
+	for name := range strings.FieldsSeq(names) {
 		if _, err := kubectl(ctx, "", "--namespace="+own, "rollout", "status", name, "--timeout="+within.String()); err != nil {
 			state, _ := kubectl(ctx, "", "--namespace="+own, "describe", "pods")
 			return fmt.Errorf("%w\n%s", err, state)

@@ -14,7 +14,10 @@ import (
 // Pods, init containers of the user's own and Jobs ask at once, on both workers, on both
 // paths, and are made in the moment in which their ServiceAccounts are: each gets its own
 // role, and the server sees its own address.
+//
+//nolint:tparallel // other tests disturb the cluster: none may run beside it
 func TestEveryPodGetsItsOwnRole(t *testing.T) {
+	t.Cleanup(func() { wantNoLeaks(t) })
 	next := 0
 	for _, way := range []path{nodeWide, inPod} {
 		ns := namespace(t, way)
@@ -49,7 +52,6 @@ func TestEveryPodGetsItsOwnRole(t *testing.T) {
 			}
 		}
 	}
-	t.Cleanup(func() { wantNoLeaks(t) })
 }
 
 // runJob makes a Job of a pod and returns its first pod, ended.

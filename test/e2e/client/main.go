@@ -137,7 +137,7 @@ func ask(ctx context.Context, client *http.Client, method, url, token string) (b
 }
 
 func accessKeyID(document string) (string, error) {
-	var d struct{ Code, AccessKeyId, Message string } //nolint:revive // var-naming: AWS's names
+	var d struct{ Code, AccessKeyId, Message string }
 	if err := json.Unmarshal([]byte(document), &d); err != nil {
 		return "", err
 	}

@@ -138,11 +138,16 @@ func (c *call) answer(ctx context.Context) (answer, *apiError) {
 }
 
 func (c *call) authenticate() (identity, *apiError) {
-	caller, err := c.fake.authenticate(c.request, c.body, time.Now())
+	caller, err := c.fake.authenticate(stsRequest(c.request, c.body, c.fake.cfg.Region), time.Now())
 	if err == nil {
 		c.fake.update(c.attempt, func(a *Attempt) { a.AccessKeyID = caller.accessKeyID })
 	}
 	return caller, err
+}
+
+// stsRequest: the path is / and there is no query (see [Fake.ServeHTTP]).
+func stsRequest(r *http.Request, body []byte, region string) signable {
+	return signable{Request: r, service: "sts", region: region, path: "/", payload: hexSHA256(body)}
 }
 
 // suffer makes the fault of this request happen, as far as it comes before the verdict.

@@ -18,17 +18,24 @@ const (
 	sigV4Time       = "20060102T150405Z" // "ISO 8601 basic format"
 	sigV4Date       = "20060102"
 
-	// signingService is the service's name in a credential scope.
-	signingService = "sts"
-
 	// maxSkew is how far X-Amz-Date may be from the service's clock, either way.
 	maxSkew = 15 * time.Minute
 )
 
+// signable is a request with what the services of AWS sign differently.
+type signable struct {
+	*http.Request
+	service string // its name in a credential scope
+	region  string // empty: any
+	path    string // canonical
+	query   string // canonical
+	payload string // its hash, or what the service has in place of one
+}
+
 // authenticate returns who signed the request. The order of the checks is the
 // one that AWS's front end is known to have: a request that is wrong in two
 // ways gets the error of the first.
-func (f *Fake) authenticate(r *http.Request, body []byte, now time.Time) (identity, *apiError) {
+func (f *Fake) authenticate(r signable, now time.Time) (identity, *apiError) {
 	header := r.Header.Get("Authorization")
 	if header == "" {
 		return identity{}, errMissingAuthenticationToken
@@ -40,7 +47,7 @@ func (f *Fake) authenticate(r *http.Request, body []byte, now time.Time) (identi
 	for _, check := range []func() *apiError{
 		func() *apiError { return auth.checkTime(now) },
 		func() *apiError { return auth.checkSignedHeaders(r.Header) },
-		func() *apiError { return auth.checkScope(f.cfg.Region) },
+		func() *apiError { return auth.checkScope(r.service, r.region) },
 	} {
 		if err := check(); err != nil {
 			return identity{}, err
@@ -56,7 +63,7 @@ func (f *Fake) authenticate(r *http.Request, body []byte, now time.Time) (identi
 	if err := caller.checkToken(r.Header.Get("X-Amz-Security-Token"), now); err != nil {
 		return identity{}, err
 	}
-	canonical := auth.canonical(r, body)
+	canonical := auth.canonical(r)
 	toSign := auth.stringToSign(canonical)
 	if !hmac.Equal([]byte(auth.sign(toSign, caller.secret)), []byte(auth.signature)) {
 		// AWS repeats the request, and so the session token.
@@ -174,13 +181,13 @@ func (a *authorization) checkSignedHeaders(header http.Header) *apiError {
 }
 
 // checkScope names everything that is wrong with the scope at once, as AWS does.
-func (a *authorization) checkScope(region string) *apiError {
+func (a *authorization) checkScope(service, region string) *apiError {
 	var wrong []string
-	if a.scope[1] != region {
+	if region != "" && a.scope[1] != region {
 		wrong = append(wrong, fmt.Sprintf("Credential should be scoped to a valid region, not '%s'.", a.scope[1]))
 	}
-	if a.scope[2] != signingService {
-		wrong = append(wrong, fmt.Sprintf("Credential should be scoped to correct service: '%s'.", signingService))
+	if a.scope[2] != service {
+		wrong = append(wrong, fmt.Sprintf("Credential should be scoped to correct service: '%s'.", service))
 	}
 	if a.scope[3] != sigV4Terminator {
 		wrong = append(wrong, fmt.Sprintf("Credential should be scoped with a valid terminator: '%s', not '%s'.", sigV4Terminator, a.scope[3]))
@@ -196,15 +203,14 @@ func (a *authorization) checkScope(region string) *apiError {
 	return nil
 }
 
-// canonical is the canonical request. The request's path is / and it has no query
-// (see [Fake.ServeHTTP]), so both are constant in it.
-func (a *authorization) canonical(r *http.Request, body []byte) string {
+// canonical is the canonical request.
+func (a *authorization) canonical(r signable) string {
 	var canonical strings.Builder
-	canonical.WriteString(r.Method + "\n/\n\n")
+	canonical.WriteString(r.Method + "\n" + r.path + "\n" + r.query + "\n")
 	for _, name := range a.signedHeaders {
-		canonical.WriteString(name + ":" + canonicalValue(r, name) + "\n")
+		canonical.WriteString(name + ":" + canonicalValue(r.Request, name) + "\n")
 	}
-	canonical.WriteString("\n" + strings.Join(a.signedHeaders, ";") + "\n" + hexSHA256(body))
+	canonical.WriteString("\n" + strings.Join(a.signedHeaders, ";") + "\n" + r.payload)
 	return canonical.String()
 }
 

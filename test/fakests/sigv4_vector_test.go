@@ -38,7 +38,7 @@ func TestPublishedSignatures(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := auth.sign(auth.stringToSign(auth.canonical(r, body)), "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY"); got != c.signature {
+		if got := auth.sign(auth.stringToSign(auth.canonical(stsRequest(r, body, ""))), "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY"); got != c.signature {
 			t.Errorf("%s: got %s, want %s", name, got, c.signature)
 		}
 	}

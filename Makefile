@@ -18,6 +18,9 @@ GOVULNCHECK := $(TOOLS)/govulncheck-$(GOVULNCHECK_VERSION)/govulncheck
 MODULES := . test
 # The packages of test/ that need neither root nor an API server.
 TEST_UNIT_PACKAGES := ./fakests/... ./docs/...
+# What brings the AWS clients of test/clients/programs, from Debian.
+CLIENT_PACKAGES := awscli gdal-bin libvm-ec2-perl nodejs pgbackrest php-async-aws-core php-cli python3-boto python3-boto3 \
+	rclone ruby ruby-aws-sdk ruby-aws-sdk-core ruby-fog-aws s3cmd
 # Further arguments for `go test`, for example: make test TESTFLAGS='-run TestRace -v'
 TESTFLAGS ?=
 
@@ -81,7 +84,7 @@ images: image-tools ## the Dockerfile's images, built as the cluster's are, with
 .PHONY: test-tools
 test-tools: control-plane image-tools # what `test` needs and the checkout does not hold
 	cd test && go run ./controlplane/cmd/build certmanager
-	hack/debian-packages.sh awscli python3-boto3 iproute2 iptables nftables nodejs npm
+	hack/debian-packages.sh iproute2 iptables nftables npm $(CLIENT_PACKAGES)
 	$(MAKE) test/clients/js/node_modules/.package-lock.json
 
 test/clients/js/node_modules/.package-lock.json: test/clients/js/package-lock.json

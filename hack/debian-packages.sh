@@ -7,7 +7,16 @@ set -euo pipefail
 present() {
 	case $1 in
 	awscli) [[ -x /usr/bin/aws ]] ;;
+	libvm-ec2-perl) /usr/bin/perl -MVM::EC2 -e 1 2>/dev/null ;;
+	php-async-aws-core) [[ -e /usr/share/php/AsyncAws/Core/autoload.php ]] ;;
+	php-cli) [[ -x /usr/bin/php ]] ;;
+	python3-boto) /usr/bin/python3 -c 'import boto' 2>/dev/null ;;
 	python3-boto3) /usr/bin/python3 -c 'import boto3' 2>/dev/null ;;
+	ruby) [[ -x /usr/bin/ruby ]] ;;
+	ruby-aws-sdk) /usr/bin/ruby -e 'require "aws-sdk-v1"' 2>/dev/null ;;
+	ruby-aws-sdk-core) /usr/bin/ruby -e 'require "aws-sdk-core"' 2>/dev/null ;;
+	ruby-fog-aws) /usr/bin/ruby -e 'require "fog/aws"' 2>/dev/null ;;
+	gdal-bin) command -v ogrinfo ;;
 	iproute2) command -v ip ;;
 	nftables) command -v nft ;;
 	nodejs) command -v node ;;

@@ -3,84 +3,56 @@ package clients
 import (
 	"bytes"
 	"context"
-	"encoding/json"
+	"errors"
 	"fmt"
+	"net"
+	"net/http"
 	"os/exec"
-	"regexp"
-	"sync"
+	"slices"
 	"testing"
 	"time"
 
+	"github.com/iam4kube/iam4kube/test/clients/programs"
 	"github.com/iam4kube/iam4kube/test/environment"
+	"github.com/iam4kube/iam4kube/test/fakests"
 	"github.com/iam4kube/iam4kube/test/netns"
 )
 
-// Folders of the clients that have to be built.
+// The fake S3, which some clients need to tell whose credentials they have.
 const (
-	goV1 = "test/clients/gov1"
-	goV2 = "test/clients/gov2"
+	s3Prefix  = "10.96.0.80/32"
+	s3Address = "10.96.0.80:9000"
+	s3TLS     = "10.96.0.80:9443"
 )
 
 // client is a real AWS client.
-type client struct {
-	name    string
-	command func(t *testing.T) []string
-	// read finds in what the command printed what is not in its JSON; nil: nothing.
-	read func(output []byte, f *found)
-}
+type client struct{ programs.Program }
 
 // found is what a client finds without configuration, as it prints it.
-type found struct {
-	AccessKeyId, SecretAccessKey, SessionToken, Region string
-	// Took is how long further tries took; the Go SDK's client only.
-	Took []time.Duration
-}
+type found = programs.Found
+
+var clientGoV2 = client{programs.Named("aws-sdk-go-v2")}
 
 var (
-	clientGoV2 = client{name: "aws-sdk-go-v2", command: built(goV2)}
-
-	allClients = []client{
-		clientGoV2,
-		{name: "aws-sdk-go", command: built(goV1)},
-		{name: "boto3", command: debian("/usr/bin/python3", "-B", "boto3/client.py")},
-		{name: "awscli", command: debian("/bin/sh", "-c", "aws configure export-credentials && aws configure list"), read: regionOfCLI},
-		{name: "aws-sdk-js-v3", command: nodeJS("js/client.mjs")},
-	}
+	allClients = clientsOf(programs.All)
+	// sdkClients are those that further tests run.
+	sdkClients = clientsOf(programs.SDKs)
 )
 
-func built(folder string) func(*testing.T) []string {
-	build := sync.OnceValues(func() (string, error) { return environment.Build(folder) })
-	return func(t *testing.T) []string {
-		t.Helper()
-		program, err := build()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return []string{program}
+func clientsOf(list []programs.Program) []client {
+	clients := make([]client, len(list))
+	for i, p := range list {
+		clients[i] = client{p}
 	}
+	return clients
 }
 
-func debian(command ...string) func(*testing.T) []string {
-	return func(*testing.T) []string { return command }
-}
-
-func nodeJS(script string) func(*testing.T) []string {
-	return func(t *testing.T) []string {
-		t.Helper()
-		program, err := exec.LookPath("node")
-		if err != nil {
-			t.Fatal(err, "; make test-tools installs it")
-		}
-		return []string{program, script}
+func (c client) command() ([]string, error) {
+	if c.Build == "" {
+		return c.Command, nil
 	}
-}
-
-// regionOfCLI reads the table of `aws configure list`, whose row says where the region is
-// from.
-func regionOfCLI(output []byte, f *found) {
-	if row := regexp.MustCompile(`region +(\S+) +imds`).FindSubmatch(output); row != nil {
-		f.Region = string(row[1])
-	}
+	program, err := environment.Build(c.Build)
+	return append([]string{program}, c.Command...), err
 }
 
 // run runs the client in the pod, which has to find something.
@@ -105,40 +77,78 @@ func (c client) try(t *testing.T, p pod, environ []string, arguments ...string) 
 	netns.Require(t)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	words := append(c.command(t), arguments...)
+	words, err := c.command()
+	if err != nil {
+		return f, err
+	}
+	words = append(slices.Clip(words), arguments...)
 	command := exec.CommandContext(ctx, words[0], words[1:]...)
-	command.Env = append([]string{"PATH=/usr/bin:/bin", "LANG=C.UTF-8", "HOME=" + t.TempDir()}, environ...)
+	command.Env = append(programs.Environ(t.TempDir(), s3Address, s3TLS), environ...)
 	var stdout, stderr bytes.Buffer
 	command.Stdout, command.Stderr = &stdout, &stderr
 	if err := p.Start(command); err != nil {
 		return f, err
 	}
 	if err := command.Wait(); err != nil {
-		return f, fmt.Errorf("%s: %w: %s", c.name, err, stderr.String())
+		return f, fmt.Errorf("%s: %w: %s%s", c.Name, err, stderr.String(), stdout.String())
 	}
-	if err := json.NewDecoder(bytes.NewReader(stdout.Bytes())).Decode(&f); err != nil {
-		return f, fmt.Errorf("%s printed what cannot be read: %w; %s", c.name, err, stderr.String())
-	}
-	if c.read != nil {
-		c.read(stdout.Bytes(), &f)
-	}
-	if f.AccessKeyId == "" || f.Region == "" {
-		return f, fmt.Errorf("%s found AccessKeyId %q, region %q: %s", c.name, f.AccessKeyId, f.Region, stderr.String())
+	if f, err = c.Read(stdout.Bytes()); err != nil {
+		return f, fmt.Errorf("%w: %s", err, stderr.String())
 	}
 	return f, nil
 }
 
-// wantOwn checks that credentials and region are those of the pod.
+// wantNothing runs the client in the pod, which has to find nothing.
+func (c client) wantNothing(t *testing.T, p pod) {
+	t.Helper()
+	if f, err := c.try(t, p, nil); err == nil || f.AccessKeyId != "" {
+		t.Errorf("found %q, want an error", f.AccessKeyId)
+	}
+}
+
+// wantOwn checks that credentials and region are those of the pod. A client that signs has
+// shown secret and token to the fake S3; of the others one does not tell its secret.
 func wantOwn(t *testing.T, p pod, f found) {
 	t.Helper()
 	issued, known := env.STS.Issued(f.AccessKeyId)
 	switch {
-	case !known || issued.SecretAccessKey != f.SecretAccessKey || issued.SessionToken != f.SessionToken:
+	case !known || differs(f.SecretAccessKey, issued.SecretAccessKey) || differs(f.SessionToken, issued.SessionToken):
 		t.Errorf("AccessKeyId %q, a secret of %d and a token of %d characters: not what STS has issued",
 			f.AccessKeyId, len(f.SecretAccessKey), len(f.SessionToken))
 	case issued.RoleARN != p.arn || issued.SessionName != p.sessionName:
 		t.Errorf("credentials of %s for %s, want %s for %s", issued.RoleARN, issued.SessionName, p.arn, p.sessionName)
-	case f.Region != p.region:
+	case differs(f.Region, p.region):
 		t.Errorf("region %q, want %q", f.Region, p.region)
 	}
+}
+
+// differs tells of what a client printed. Program.Read sees to what it has to print.
+func differs(printed, want string) bool { return printed != "" && printed != want }
+
+// serveS3 runs the fake S3 until the test ends.
+func serveS3(t *testing.T) {
+	t.Helper()
+	netns.AddLocal(t, s3Prefix)
+	server := &http.Server{Handler: env.STS.S3(), TLSConfig: fakests.SelfSigned(), ReadHeaderTimeout: time.Minute}
+	served := make(chan error, 2)
+	for address, serve := range map[string]func(net.Listener) error{
+		s3Address: server.Serve,
+		s3TLS:     func(l net.Listener) error { return server.ServeTLS(l, "", "") },
+	} {
+		listener, err := net.Listen("tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() { served <- serve(listener) }()
+	}
+	t.Cleanup(func() {
+		if err := server.Close(); err != nil {
+			t.Error(err)
+		}
+		for range cap(served) {
+			if err := <-served; !errors.Is(err, http.ErrServerClosed) {
+				t.Error(err)
+			}
+		}
+	})
 }

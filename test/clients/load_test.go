@@ -133,10 +133,10 @@ func (l *load) runClients(p pod) {
 			return
 		default:
 		}
-		c := allClients[i%len(allClients)]
+		c := sdkClients[i%len(sdkClients)]
 		start := time.Now()
 		f, err := c.try(l.t, p, nil)
-		l.note(c.name, start, err)
+		l.note(c.Name, start, err)
 		if err == nil {
 			wantOwn(l.t, p, f)
 		}
@@ -152,8 +152,8 @@ func (l *load) note(by string, start time.Time, err error) {
 // kinds are all values of try.by.
 func kinds() []string {
 	all := []string{newConnections, keepAlive}
-	for _, c := range allClients {
-		all = append(all, c.name)
+	for _, c := range sdkClients {
+		all = append(all, c.Name)
 	}
 	return all
 }

@@ -45,8 +45,8 @@ func build() error {
 	if _, err := node.Program(true); err != nil {
 		return err
 	}
-	for _, folder := range []string{goV1, goV2} {
-		if _, err := environment.Build(folder); err != nil {
+	for _, c := range allClients {
+		if _, err := c.command(); err != nil {
 			return err
 		}
 	}

@@ -129,11 +129,12 @@ func wantAsked(t *testing.T, r *replica) {
 // Every client gets its own pod's credentials and region from either replica, by IPv6 too.
 func TestEveryClientIsLedToAReplica(t *testing.T) {
 	d := deploy(t, "0s")
+	serveS3(t)
 	two := twoPods(t, "led")
 	d.add(t)
 	d.add(t)
 	for _, c := range allClients {
-		t.Run(c.name, func(t *testing.T) {
+		t.Run(c.Name, func(t *testing.T) {
 			for _, p := range two {
 				t.Run(p.sessionName, func(t *testing.T) {
 					t.Parallel()

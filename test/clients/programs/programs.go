@@ -1,0 +1,199 @@
+// Package programs lists unmodified AWS clients and how each is run, so that tests in
+// different places (network namespaces, pods of a cluster) run the same ones. Each finds
+// its credentials at 169.254.169.254 without any configuration, and tells which it found.
+//
+// It does not run anything.
+package programs
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Program is a client and its command line.
+type Program struct {
+	Name     string
+	Language string
+	// CodeBase names the implementation of the metadata client: several programs can share one.
+	CodeBase string
+	// Packages are Debian's, NPM those of js/package.json, Build the folder of a program in
+	// Go, below the top of the repository, whose path stands before Command.
+	Packages, NPM []string
+	Build         string
+	// Command is run in the folder test/clients, or in one with a copy of Files.
+	Command []string
+	Files   []string
+	// Region: it finds the region too.
+	Region bool
+	// IMDSv1: it knows no other version of the metadata service.
+	IMDSv1 bool
+	// Signs: it does not show what it found, but signs a request to the fake S3 with it, and
+	// prints that one's answer. A wrong secret or token would be refused.
+	Signs bool
+}
+
+// Found is what a client has found. A program that Signs tells AccessKeyId only.
+type Found struct {
+	AccessKeyId, SecretAccessKey, SessionToken, Region string
+	// Took is how long further tries took; aws-sdk-go-v2 with -times only.
+	Took []time.Duration
+}
+
+// Environ is the whole environment that programs need: nothing of AWS, but where the fake
+// S3 is, as IP:PORT, without and with TLS. Home has to be writable.
+func Environ(home, s3, s3TLS string) []string {
+	return []string{
+		"PATH=/usr/bin:/bin:/usr/local/bin", "LANG=C.UTF-8", "HOME=" + home,
+		"S3_HOST=" + s3, "S3_TLS_HOST=" + s3TLS,
+	}
+}
+
+// All are the programs, one after the other by code base.
+var All = slices.Concat(sdks, libraries, tools)
+
+// Named returns the program with this name.
+func Named(name string) Program {
+	i := slices.IndexFunc(All, func(p Program) bool { return p.Name == name })
+	return All[i]
+}
+
+// SDKs are AWS's own in the versions that they recommend, and the AWS CLI.
+var SDKs = sdks
+
+var sdks = []Program{
+	{
+		Name: "aws-sdk-go-v2", Language: "Go", CodeBase: "aws-sdk-go-v2",
+		Build: "test/clients/gov2", Region: true,
+	},
+	{
+		Name: "aws-sdk-go", Language: "Go", CodeBase: "aws-sdk-go",
+		Build: "test/clients/gov1", Region: true,
+	},
+	{
+		Name: "boto3", Language: "Python", CodeBase: "botocore", Packages: []string{"python3-boto3"},
+		Command: []string{"/usr/bin/python3", "-B", "boto3/client.py"}, Files: []string{"boto3/client.py"}, Region: true,
+	},
+	{
+		Name: "awscli", Language: "Python", CodeBase: "botocore", Packages: []string{"awscli"},
+		Command: shell("aws configure export-credentials && aws configure list"), Region: true,
+	},
+	{
+		Name: "aws-sdk-js-v3", Language: "JavaScript", CodeBase: "aws-sdk-js-v3", Packages: []string{"nodejs"},
+		NPM:     []string{"@aws-sdk/client-sts", "@aws-sdk/ec2-metadata-service"},
+		Command: []string{"node", "js/client.mjs"}, Files: []string{"js/client.mjs"}, Region: true,
+	},
+}
+
+// libraries print what they find, as the SDKs do.
+var libraries = []Program{
+	{
+		Name: "aws-sdk-js-v2", Language: "JavaScript", CodeBase: "aws-sdk-js-v2", Packages: []string{"nodejs"},
+		NPM:     []string{"aws-sdk"},
+		Command: []string{"node", "js/v2.mjs"}, Files: []string{"js/v2.mjs"}, Region: true,
+	},
+	{
+		Name: "google-auth", Language: "JavaScript", CodeBase: "google-auth-library", Packages: []string{"nodejs"},
+		NPM:     []string{"google-auth-library"},
+		Command: []string{"node", "js/google-auth.mjs"}, Files: []string{"js/google-auth.mjs"}, Region: true,
+	},
+	{
+		Name: "minio-go", Language: "Go", CodeBase: "minio-go",
+		Build: "test/clients/gominio",
+	},
+	{
+		Name: "boto", Language: "Python", CodeBase: "boto 2", Packages: []string{"python3-boto"},
+		Command: []string{"/usr/bin/python3", "-B", "boto/client.py"}, Files: []string{"boto/client.py"}, IMDSv1: true,
+	},
+	{
+		Name: "aws-sdk-ruby-v3", Language: "Ruby", CodeBase: "aws-sdk-ruby-v3", Packages: []string{"ruby", "ruby-aws-sdk-core"},
+		Command: []string{"/usr/bin/ruby", "ruby/v3.rb"}, Files: []string{"ruby/v3.rb"}, Region: true,
+	},
+	{
+		Name: "aws-sdk-ruby-v1", Language: "Ruby", CodeBase: "aws-sdk-ruby-v1", Packages: []string{"ruby", "ruby-aws-sdk"},
+		Command: []string{"/usr/bin/ruby", "ruby/v1.rb"}, Files: []string{"ruby/v1.rb"}, IMDSv1: true,
+	},
+	{
+		Name: "fog-aws", Language: "Ruby", CodeBase: "fog-aws", Packages: []string{"ruby", "ruby-fog-aws"},
+		Command: []string{"/usr/bin/ruby", "ruby/fog.rb"}, Files: []string{"ruby/fog.rb"}, Region: true,
+	},
+	{
+		Name: "vm-ec2", Language: "Perl", CodeBase: "VM::EC2", Packages: []string{"libvm-ec2-perl"},
+		Command: []string{"/usr/bin/perl", "perl/client.pl"}, Files: []string{"perl/client.pl"}, Region: true, IMDSv1: true,
+	},
+	{
+		Name: "async-aws", Language: "PHP", CodeBase: "async-aws", Packages: []string{"php-cli", "php-async-aws-core"},
+		Command: []string{"/usr/bin/php", "php/client.php"}, Files: []string{"php/client.php"}, IMDSv1: true,
+	},
+}
+
+// tools list a bucket, and so whose credentials they have.
+var tools = []Program{
+	{
+		Name: "opendal", Language: "Rust", CodeBase: "reqsign", Packages: []string{"nodejs"},
+		NPM:     []string{"@opendal/lib-linux-x64-gnu"},
+		Command: []string{"node", "js/opendal.mjs"}, Files: []string{"js/opendal.mjs"}, Signs: true,
+	},
+	{
+		Name: "s3cmd", Language: "Python", CodeBase: "s3cmd", Packages: []string{"s3cmd"},
+		Command: shell("exec s3cmd --no-ssl --host=$S3_HOST --host-bucket=$S3_HOST ls s3://bucket"), Signs: true,
+	},
+	{
+		// Unless it is told, it asks only where the firmware says that this is EC2.
+		Name: "gdal", Language: "C++", CodeBase: "GDAL", Packages: []string{"gdal-bin"},
+		Command: shell("AWS_S3_ENDPOINT=$S3_HOST AWS_HTTPS=NO AWS_VIRTUAL_HOSTING=FALSE CPL_AWS_AUTODETECT_EC2=NO" +
+			" exec ogrinfo -ro -al /vsis3/bucket/caller.csv"),
+		Signs: true,
+	},
+	{
+		// It speaks only TLS.
+		Name: "pgbackrest", Language: "C", CodeBase: "pgBackRest", Packages: []string{"pgbackrest"},
+		Command: shell("exec pgbackrest --repo1-type=s3 --repo1-s3-key-type=auto --repo1-s3-bucket=bucket --repo1-s3-region=us-east-1" +
+			" --repo1-s3-endpoint=${S3_TLS_HOST%:*} --repo1-storage-port=${S3_TLS_HOST##*:} --repo1-s3-uri-style=path" +
+			" --no-repo1-storage-verify-tls --repo1-path=/ --no-config --log-level-file=off --io-timeout=5 repo-ls"),
+		Signs: true,
+	},
+	{
+		Name: "rclone", Language: "Go", CodeBase: "aws-sdk-go", Packages: []string{"rclone"},
+		Command: shell("exec rclone --retries=1 --low-level-retries=1 --s3-env-auth --s3-endpoint=http://$S3_HOST lsf :s3:bucket"), Signs: true,
+	},
+}
+
+func shell(command string) []string { return []string{"/bin/sh", "-c", command} }
+
+var (
+	// caller is what the fake S3 puts into lists and files.
+	caller = regexp.MustCompile(`\bcaller-(ASIA[A-Z2-7]{16})\b`)
+	// cliRegion is a row of `aws configure list`, which says where the region is from.
+	cliRegion = regexp.MustCompile(`region +(\S+) +imds`)
+)
+
+// Read returns what the program tells in what it printed, on stderr too where that cannot
+// be told apart. What is missing is an error.
+func (p Program) Read(output []byte) (Found, error) {
+	var f Found
+	text := string(output)
+	if match := caller.FindStringSubmatch(text); p.Signs && match != nil {
+		f.AccessKeyId = match[1]
+	} else if i := strings.Index("\n"+text, "\n{"); !p.Signs && i >= 0 {
+		if err := json.NewDecoder(strings.NewReader(text[i:])).Decode(&f); err != nil {
+			return f, fmt.Errorf("%s printed what cannot be read: %w", p.Name, err)
+		}
+	}
+	if row := cliRegion.FindStringSubmatch(text); row != nil {
+		f.Region = row[1]
+	}
+	switch {
+	case f.AccessKeyId == "":
+		return f, errors.New(p.Name + " tells no AccessKeyId")
+	case !p.Signs && f.SessionToken == "":
+		return f, errors.New(p.Name + " tells no SessionToken")
+	case p.Region && f.Region == "":
+		return f, errors.New(p.Name + " tells no Region")
+	}
+	return f, nil
+}

@@ -39,7 +39,8 @@ var (
 			ldflags: "-X k8s.io/component-base/version.gitVersion=v1.37.2",
 		},
 	}
-	certManagerModules = []buildModule{{module: "certmanager", programs: []string{"certmanager"}}}
+	certManagerModules   = []buildModule{{module: "certmanager", programs: []string{"certmanager"}}}
+	networkPolicyModules = []buildModule{{module: "networkpolicy", programs: []string{"networkpolicy"}}}
 )
 
 // Build makes sure that etcd and kube-apiserver are built and returns the folder that
@@ -72,6 +73,13 @@ func BuildCertManager(ctx context.Context) (program, crds string, err error) {
 		return "", "", err
 	}
 	return filepath.Join(binDir, "certmanager"), filepath.Join(module.Dir, "deploy", "crds"), nil
+}
+
+// BuildNetworkPolicy makes sure, as Build does, that what enforces NetworkPolicies on a node is
+// built, and returns the program.
+func BuildNetworkPolicy(ctx context.Context) (program string, err error) {
+	binDir, err := build(ctx, "networkpolicy", networkPolicyModules)
+	return filepath.Join(binDir, "networkpolicy"), err
 }
 
 func build(ctx context.Context, name string, modules []buildModule) (binDir string, err error) {

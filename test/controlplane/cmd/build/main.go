@@ -1,6 +1,7 @@
 // Command build builds the control plane that the tests run on, so that a test run
 // need not start with it. It prints the folder that holds the programs. With the argument
-// certmanager it builds cert-manager's controllers instead.
+// certmanager it builds cert-manager's controllers instead, with networkpolicy what enforces
+// NetworkPolicies on a node.
 package main
 
 import (
@@ -8,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/iam4kube/iam4kube/test/controlplane"
@@ -17,11 +19,14 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	build := controlplane.Build
-	if len(os.Args) > 1 && os.Args[1] == "certmanager" {
+	switch strings.Join(os.Args[1:], " ") {
+	case "certmanager":
 		build = func(ctx context.Context) (string, error) {
 			program, _, err := controlplane.BuildCertManager(ctx)
 			return program, err
 		}
+	case "networkpolicy":
+		build = controlplane.BuildNetworkPolicy
 	}
 	dir, err := build(ctx)
 	if err != nil {

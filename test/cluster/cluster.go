@@ -78,6 +78,9 @@ type Cluster struct {
 // Kubeconfig is for the machine: it reaches the API server on 127.0.0.1, with all rights.
 func (c Cluster) Kubeconfig() string { return filepath.Join(c.Dir, "kubeconfig") }
 
+// InnerKubeconfig is for programs on the nodes, with all rights.
+func (c Cluster) InnerKubeconfig() string { return filepath.Join(c.Dir, "pki", "admin.kubeconfig") }
+
 // Default is where the cluster of `make demo` and of the end-to-end test is.
 func Default() (Cluster, error) {
 	cache, err := controlplane.CacheDir()

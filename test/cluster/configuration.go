@@ -64,7 +64,7 @@ func (n *node) kubelet() any {
 func (n *node) kubeProxy() any {
 	return object{
 		"apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration",
-		"mode": n.ProxyMode, "clusterCIDR": podNetwork, "hostnameOverride": n.name,
+		"mode": n.ProxyMode, "clusterCIDR": PodNetwork, "hostnameOverride": n.name,
 		"clientConnection": object{"kubeconfig": n.userFile("kube-proxy")},
 		// Settings of the machine's kernel are not ours.
 		"conntrack":          object{"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},

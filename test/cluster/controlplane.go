@@ -101,7 +101,7 @@ func (s *supervisor) arguments(name string) []string {
 	case "kube-controller-manager":
 		return append([]string{
 			filepath.Join(s.BinDir, name), "--service-account-private-key-file=" + pki("token.key"), "--root-ca-file=" + pki("ca.crt"),
-			"--cluster-cidr=" + podNetwork, "--allocate-node-cidrs=false", "--use-service-account-credentials=true",
+			"--cluster-cidr=" + PodNetwork, "--allocate-node-cidrs=false", "--use-service-account-credentials=true",
 		}, client...)
 	case "kube-scheduler":
 		return append([]string{filepath.Join(s.BinDir, name)}, client...)

@@ -23,12 +23,14 @@ import (
 const (
 	bridge       = "nodes"
 	gateway      = "172.30.0.1"
-	podNetwork   = "10.244.0.0/16"
 	serviceRange = "10.96.0.0/16"
 	apiService   = "10.96.0.1"
 	dnsService   = "10.96.0.10"
 	apiPort      = 6443
 )
+
+// PodNetwork has the addresses of all pods.
+const PodNetwork = "10.244.0.0/16"
 
 func nodeAddress(index int) string { return fmt.Sprintf("172.30.0.%d", 11+index) }
 

@@ -67,7 +67,7 @@ demo-down: ## take the demo's cluster down
 E2E_PROXY ?= nftables
 E2E_CNI ?= ptp
 .PHONY: e2e
-e2e: cluster-tools ## end-to-end tests on that cluster, with kube-proxy's mode E2E_PROXY and the CNI plug-in E2E_CNI
+e2e: cluster-tools client-tools ## end-to-end tests on that cluster, with kube-proxy's mode E2E_PROXY and the CNI plug-in E2E_CNI
 	cd test && IAM4KUBE_E2E_PROXY=$(E2E_PROXY) IAM4KUBE_E2E_CNI=$(E2E_CNI) \
 		go test -tags e2e -race -count 1 -parallel 16 -timeout 60m -v $(TESTFLAGS) ./e2e
 
@@ -82,9 +82,13 @@ images: image-tools ## the Dockerfile's images, built as the cluster's are, with
 	cd test && go run ./images/cmd/build latest
 
 .PHONY: test-tools
-test-tools: control-plane image-tools # what `test` needs and the checkout does not hold
+test-tools: control-plane image-tools client-tools # what `test` needs and the checkout does not hold
 	cd test && go run ./controlplane/cmd/build certmanager
-	hack/debian-packages.sh iproute2 iptables nftables npm $(CLIENT_PACKAGES)
+	hack/debian-packages.sh iproute2 iptables nftables
+
+.PHONY: client-tools
+client-tools: # the AWS clients of test/clients/programs
+	hack/debian-packages.sh npm $(CLIENT_PACKAGES)
 	$(MAKE) test/clients/js/node_modules/.package-lock.json
 
 test/clients/js/node_modules/.package-lock.json: test/clients/js/package-lock.json

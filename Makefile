@@ -31,10 +31,11 @@ build: ## the programs, static, into bin/; ip2service-init is ip2service without
 	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -tags podonly -o bin/ip2service-init ./cmd/ip2service
 
 ##@ Test
+# -count=1: go's cache does not notice changes of files outside of the module, as those of docs/.
 .PHONY: test-unit
 test-unit: ## what needs no root and no API server, within a minute
 	go test -race $(TESTFLAGS) ./...
-	cd test && go test -race $(TESTFLAGS) $(TEST_UNIT_PACKAGES)
+	cd test && go test -race -count=1 $(TESTFLAGS) $(TEST_UNIT_PACKAGES)
 
 # -p 1: one package of test/ after the other, because several measure milliseconds.
 .PHONY: test

@@ -296,6 +296,19 @@ func TestDefaultServiceAccount(t *testing.T) {
 	}
 }
 
+// A kubelet may create a mirror pod in any namespace; it gets no role by that.
+func TestStaticPodHasNoRole(t *testing.T) {
+	w := newWorld()
+	w.setPod(pod("a", "10.0.0.1", func(p *corev1.Pod) {
+		p.Spec.ServiceAccountName = ""
+		p.Annotations = map[string]string{corev1.MirrorPodAnnotationKey: "hash"}
+	}))
+	w.setAccount(serviceAccount("default", "one"))
+	if got := w.has("10.0.0.1"); got == "one" {
+		t.Errorf("the pod has %s", got)
+	}
+}
+
 // A list of ServiceAccounts takes those away that it lacks, and keeps the others.
 func TestServiceAccountsAreListed(t *testing.T) {
 	w := newWorld()

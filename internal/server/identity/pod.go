@@ -23,8 +23,8 @@ type Pod struct {
 	Addresses, HostAddresses []netip.Addr
 	// Terminating: deletion was asked for.
 	Terminating bool
-	// Ended: no container of the pod can make a request any more, or its addresses
-	// are not its own (hostNetwork).
+	// Ended: no container of the pod can make a request any more, its addresses are not
+	// its own (hostNetwork), or it has no ServiceAccount (a static pod).
 	Ended bool
 
 	Life *Life
@@ -105,6 +105,11 @@ func appendAddress(all []netip.Addr, s string) []netip.Addr {
 // until the kubelet has said of every container that it terminated: SIGTERM
 // handlers still need credentials.
 func ended(p *corev1.Pod) bool {
+	// A mirror pod has no ServiceAccount, and a kubelet may create one in any namespace: with
+	// that namespace's default it could help itself to the role.
+	if _, static := p.Annotations[corev1.MirrorPodAnnotationKey]; static {
+		return true
+	}
 	if p.Spec.HostNetwork || p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
 		return true
 	}

@@ -71,7 +71,7 @@ add counter ip6 iam4kube rejected { packets 5 bytes 300 ; }
 table ip iam4kube
 add quota ip iam4kube translated { over 7 bytes ; }`
 	node.NFT(t, saved)
-	check(map[ruleset.Family]map[string]uint64{ruleset.IPv4: {}, ruleset.IPv6: {ruleset.Translated: 3, ruleset.Rejected: 5}})
+	check(map[ruleset.Family]map[string]uint64{ruleset.IPv6: {ruleset.Translated: 3, ruleset.Rejected: 5}})
 	wantSync(t, goldenOf(t, "node-dual-1").rules, true)
 	none := map[string]uint64{ruleset.Translated: 0, ruleset.Rejected: 0}
 	check(map[ruleset.Family]map[string]uint64{ruleset.IPv4: none, ruleset.IPv6: none})

@@ -65,6 +65,9 @@ func expressions(family ruleset.Family, r ruleset.Rule) []expr.Any {
 	if r.OneIn > 0 {
 		e = append(e, &expr.Numgen{Register: register, Modulus: r.OneIn, Type: unix.NFT_NG_RANDOM}, equal(make([]byte, 4)))
 	}
+	if r.HalfOpen {
+		e = append(e, &expr.Objref{Type: unix.NFT_OBJECT_CT_TIMEOUT, Name: ruleset.HalfOpen})
+	}
 	if r.Count != "" {
 		e = append(e, &expr.Objref{Type: unix.NFT_OBJECT_COUNTER, Name: r.Count})
 	}

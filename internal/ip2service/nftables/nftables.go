@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 
 	nft "github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -29,8 +30,16 @@ var families = map[ruleset.Family]nft.TableFamily{
 
 // Sync makes the kernel's tables those of the ruleset, in one transaction: at every
 // moment a packet meets either all old or all new rules. It says whether anything had
-// to be changed. On an error nothing was.
+// to be changed. On an error nothing was. Kernels without ruleset.HalfOpen get the rest.
 func (Kernel) Sync(want ruleset.Ruleset) (changed bool, err error) {
+	changed, err = transact(want)
+	if errors.Is(err, ErrMissing) {
+		return transact(want.WithoutHalfOpen())
+	}
+	return changed, err
+}
+
+func transact(want ruleset.Ruleset) (changed bool, err error) {
 	conn, err := nft.New(nft.AsLasting())
 	if err != nil {
 		return false, explain("open", err)
@@ -90,7 +99,11 @@ func read(conn *nft.Conn, want ruleset.Table) (s state, err error) {
 	s.exists, s.flags, s.owner = true, found.Flags, found.Owner
 	s.rules = map[string][]*nft.Rule{}
 	// Whatever else is in the table, chains, sets or objects, is in its count.
-	s.fits = found.Flags == 0 && found.Use == uint32(len(want.Chains)+len(ruleset.Counters))
+	objects := len(ruleset.Counters)
+	if want.HalfOpen {
+		objects++
+	}
+	s.fits = found.Flags == 0 && found.Use == uint32(len(want.Chains)+objects)
 	for _, c := range want.Chains {
 		chain, err := conn.ListChain(table, c.Name)
 		if errors.Is(err, unix.ENOENT) {
@@ -137,6 +150,9 @@ func plan(conn *nft.Conn, want ruleset.Table, have state) (changes bool) {
 		conn.AddTable(table)
 		for _, name := range ruleset.Counters {
 			conn.AddObj(&nft.CounterObj{Table: table, Name: name})
+		}
+		if want.HalfOpen {
+			addHalfOpen(conn, table)
 		}
 		for _, c := range want.Chains {
 			conn.AddChain(chainOf(table, c))
@@ -187,6 +203,22 @@ func selfContained(r *nft.Rule) bool {
 
 func tableOf(family ruleset.Family) *nft.Table {
 	return &nft.Table{Family: families[family], Name: ruleset.TableName}
+}
+
+// defaults of the library are a map that each object is written into.
+var defaults sync.Mutex
+
+func addHalfOpen(conn *nft.Conn, table *nft.Table) {
+	defaults.Lock()
+	defer defaults.Unlock()
+	conn.AddObj(&nft.NamedObj{Table: table, Name: ruleset.HalfOpen, Type: nft.ObjTypeCtTimeout, Obj: &expr.CtTimeout{
+		L3Proto: uint16(table.Family), L4Proto: unix.IPPROTO_TCP,
+		Policy: expr.CtStatePolicyTimeout{
+			expr.CtStateTCPSYNSENT: ruleset.HalfOpenSeconds,
+			// As the kernel has it; the library has a tenth of that.
+			expr.CtStateTCPESTABLISHED: 5 * 24 * 3600,
+		},
+	}})
 }
 
 var hooks = map[ruleset.Hook]*nft.ChainHook{
@@ -243,17 +275,18 @@ func (Kernel) Packets() (map[ruleset.Family]map[string]uint64, error) {
 	defer func() { _ = conn.CloseLasting() }()
 	packets := map[ruleset.Family]map[string]uint64{}
 	for _, family := range ruleset.Families {
-		objects, err := conn.GetObjects(tableOf(family))
-		if err != nil && !errors.Is(err, unix.ENOENT) {
-			return nil, explain("read", err)
-		}
-		if len(objects) == 0 { // no table is no error of a dump
-			continue
-		}
-		packets[family] = map[string]uint64{}
-		for _, o := range objects {
-			if c, ok := o.(*nft.CounterObj); ok {
-				packets[family][c.Name] = c.Packets
+		for _, name := range ruleset.Counters {
+			object, err := conn.GetObject(&nft.CounterObj{Table: tableOf(family), Name: name})
+			if errors.Is(err, unix.ENOENT) {
+				continue
+			} else if err != nil {
+				return nil, explain("read", err)
+			}
+			if packets[family] == nil {
+				packets[family] = map[string]uint64{}
+			}
+			if counter, ok := object.(*nft.CounterObj); ok {
+				packets[family][name] = counter.Packets
 			}
 		}
 	}

@@ -89,7 +89,8 @@ func (r Routes) table(family Family) Table {
 	for _, address := range r.Intercept {
 		if FamilyOf(address) == family {
 			nat.Rules = append(nat.Rules, Rule{
-				NotLoopback: r.Hooks.foreign, Destination: address, TCP: true, Port: r.Port, Verdict: Jump, Chain: endpointsChain,
+				NotLoopback: r.Hooks.foreign, Destination: address, TCP: true, Port: r.Port,
+				HalfOpen: r.Hooks.foreign, Verdict: Jump, Chain: endpointsChain,
 			})
 		}
 	}
@@ -98,7 +99,8 @@ func (r Routes) table(family Family) Table {
 	for _, hook := range r.Hooks.guard {
 		chains = append(chains, r.guard(hook, r.guarded(family)))
 	}
-	return Table{Family: family, Chains: chains}
+	// In a pod, the one endpoint is the Service's address.
+	return Table{Family: family, HalfOpen: r.Hooks.foreign, Chains: chains}
 }
 
 // guarded are the addresses of the family that nothing may reach.

@@ -7,6 +7,7 @@ package ruleset
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 )
 
@@ -76,13 +77,43 @@ const (
 // Counters are all of them.
 var Counters = []string{Translated, Rejected}
 
+// HalfOpen is the name of a table's object that makes the kernel forget a translation which
+// the endpoint has not answered within HalfOpenSeconds. That is when clients first repeat
+// their SYN, RFC 6298, section 2: it is led to an endpoint anew, so a connection gets past
+// endpoints that are dead and not known to be. With the kernel's own two minutes, the
+// repetitions, and later connections from the same port, would go to the dead one, also
+// after it has left the rules.
+const (
+	HalfOpen        = "half-open"
+	HalfOpenSeconds = 1
+)
+
 // Ruleset is the tables that are wanted, one for each family.
 type Ruleset []Table
 
 // Table is the table TableName of one family. It has all Counters.
 type Table struct {
 	Family Family
-	Chains []Chain
+	// HalfOpen says that it has the object of that name.
+	HalfOpen bool
+	Chains   []Chain
+}
+
+// WithoutHalfOpen is for kernels that do not have such objects.
+func (r Ruleset) WithoutHalfOpen() Ruleset {
+	r = slices.Clone(r)
+	for i := range r {
+		r[i].HalfOpen = false
+		r[i].Chains = slices.Clone(r[i].Chains)
+		for j := range r[i].Chains {
+			rules := slices.Clone(r[i].Chains[j].Rules)
+			for k := range rules {
+				rules[k].HalfOpen = false
+			}
+			r[i].Chains[j].Rules = rules
+		}
+	}
+	return r
 }
 
 // Chain is a base chain if it has a hook. Base chains have the policy accept: what is
@@ -112,6 +143,8 @@ type Rule struct {
 	// OneIn: one packet in so many, at random.
 	OneIn uint32
 
+	// HalfOpen: the connection gets the object of that name.
+	HalfOpen bool
 	// Count is the name of one of Counters, or empty.
 	Count   string
 	Verdict Verdict
@@ -146,6 +179,9 @@ func (t Table) String() string {
 	fmt.Fprintf(&b, "table %s %s {\n", t.Family, TableName)
 	for _, c := range Counters {
 		fmt.Fprintf(&b, "\tcounter %s {\n\t\tpackets 0 bytes 0\n\t}\n\n", c)
+	}
+	if t.HalfOpen {
+		fmt.Fprintf(&b, "\tct timeout %s {\n\t\tprotocol tcp\n\t\tl3proto %s\n\t\tpolicy = { syn_sent : %d }\n\t}\n\n", HalfOpen, t.Family, HalfOpenSeconds)
 	}
 	for i, c := range t.Chains {
 		if i > 0 {
@@ -187,6 +223,9 @@ func (r Rule) text(f Family) string {
 	}
 	if r.OneIn > 0 {
 		add("numgen random mod %d 0", r.OneIn)
+	}
+	if r.HalfOpen {
+		add("ct timeout set %q", HalfOpen)
 	}
 	if r.Count != "" {
 		add("counter name %q", r.Count)

@@ -16,6 +16,9 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -80,7 +83,24 @@ func start() error {
 	if client, err = kubernetes.NewForConfig(config); err != nil {
 		return err
 	}
-	return errors.Join(install(ctx, "../../manifests/namespace"), install(ctx, both))
+	return errors.Join(install(ctx, "../../manifests/namespace"), install(ctx, both), injects(ctx))
+}
+
+// injects waits until the API server reaches the webhook: kube-proxy writes its rules once a
+// second at most, so they can be later than the rollout.
+func injects(ctx context.Context) error {
+	object := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "first", Labels: map[string]string{"iam4kube.io/inject": "enabled"}}}
+	if _, err := client.CoreV1().Namespaces().Create(ctx, object, metav1.CreateOptions{}); err != nil {
+		return err
+	}
+	var last error
+	if err := wait.PollUntilContextTimeout(ctx, 100*time.Millisecond, within, true, func(ctx context.Context) (bool, error) {
+		_, last = client.CoreV1().Pods(object.Name).Create(ctx, clientPod(object.Name, "default", "once"), metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+		return last == nil, nil
+	}); err != nil {
+		return fmt.Errorf("no pod can be made: %w", last)
+	}
+	return client.CoreV1().Namespaces().Delete(ctx, object.Name, metav1.DeleteOptions{})
 }
 
 // noLeaks is asked at the end of each test that could leak, too, to say which did.

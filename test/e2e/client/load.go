@@ -14,30 +14,44 @@ import (
 
 const (
 	// requestsPerSecond are begun on time, whatever the ones before do.
-	requestsPerSecond = 200
+	requestsPerSecond = 100
 	// sdksPerSecond are SDKs that start and look for credentials, by their default chain.
 	sdksPerSecond = 5
 	// within is what one may take: more than the server lets a request wait.
 	within = 20 * time.Second
 )
 
-// Second is what came of what was begun in a second. It is told when all of it has ended.
+// The kinds of what is begun: requests on connections of their own and on kept ones, in
+// equal shares, and SDKs.
+const (
+	newConnection  = "new"
+	keptConnection = "kept"
+	goSDK          = "sdk"
+)
+
+// Second is what came of what was begun in the second from Start. It is told when all of it
+// has ended.
 type Second struct {
-	// Unix time.
-	Second int64
-	// Requests on connections of their own and on kept ones, in equal shares.
-	New, Kept Count
-	SDK       Count
+	Start time.Time
+	// Late is how many milliseconds too late something was begun at most: for so long, this
+	// program was not given a processor.
+	Late     int64
+	Counts   map[string]Count
+	Failures []Failure `json:",omitempty"`
 }
 
 // Count of one kind.
 type Count struct {
-	Done   int
-	Failed int
+	Done int
 	// Slowest in milliseconds.
 	Slowest int64
-	// Error is the first one.
-	Error string `json:",omitempty"`
+}
+
+// Failure of one that was begun At, after Milliseconds.
+type Failure struct {
+	At           time.Time
+	Milliseconds int64
+	Kind, Error  string
 }
 
 type second struct {
@@ -47,19 +61,17 @@ type second struct {
 	report Second
 }
 
-func (s *second) run(count *Count, f func() error) {
+func (s *second) run(kind string, f func() error) {
 	s.Go(func() {
 		start := time.Now()
 		err := f()
+		took := time.Since(start).Milliseconds()
 		s.mutex.Lock()
 		defer s.mutex.Unlock()
-		count.Done++
-		count.Slowest = max(count.Slowest, time.Since(start).Milliseconds())
+		count := s.report.Counts[kind]
+		s.report.Counts[kind] = Count{count.Done + 1, max(count.Slowest, took)}
 		if err != nil {
-			count.Failed++
-			if count.Error == "" {
-				count.Error = err.Error()
-			}
+			s.report.Failures = append(s.report.Failures, Failure{start, took, kind, err.Error()})
 		}
 	})
 }
@@ -71,28 +83,47 @@ func load(ctx context.Context) {
 	var told sync.WaitGroup
 	defer told.Wait()
 	var output sync.Mutex
-	ticker := time.NewTicker(time.Second / requestsPerSecond)
-	defer ticker.Stop()
-	for ctx.Err() == nil {
-		now := &second{report: Second{Second: time.Now().Unix()}}
-		for i := 0; i < requestsPerSecond && ctx.Err() == nil; i++ {
-			<-ticker.C
-			client, count := fresh, &now.report.New
-			if i%2 == 1 {
-				client, count = kept, &now.report.Kept
+	// What ctx would cut goes on.
+	begun := context.WithoutCancel(ctx)
+	for start := time.Now(); ctx.Err() == nil; start = start.Add(time.Second) {
+		now := &second{report: Second{Start: start, Counts: map[string]Count{}}}
+		late := int64(0)
+		for i := range requestsPerSecond {
+			due := start.Add(time.Duration(i) * time.Second / requestsPerSecond)
+			if !until(ctx, due) {
+				break
 			}
-			// All that an SDK asks for, in turn. It goes on when ctx has ended: nothing is cut.
-			now.run(count, func() error { return part(context.WithoutCancel(ctx), client, i/2%3) })
+			late = max(late, time.Since(due).Milliseconds())
+			client, kind := fresh, newConnection
+			if i%2 == 1 {
+				client, kind = kept, keptConnection
+			}
+			// All that an SDK asks for, in turn.
+			now.run(kind, func() error { return part(begun, client, i/2%3) })
 			if i%(requestsPerSecond/sdksPerSecond) == 0 {
-				now.run(&now.report.SDK, func() error { return sdk(context.WithoutCancel(ctx)) })
+				now.run(goSDK, func() error { return sdk(begun) })
 			}
 		}
 		told.Go(func() {
 			now.Wait()
 			output.Lock()
 			defer output.Unlock()
+			now.report.Late = late
 			_ = json.NewEncoder(os.Stdout).Encode(&now.report)
 		})
+	}
+}
+
+// until waits for a moment, not at all for one that has been: what could not be begun in time
+// is made up for. It is false if ctx ended before.
+func until(ctx context.Context, moment time.Time) bool {
+	timer := time.NewTimer(time.Until(moment))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
 	}
 }
 

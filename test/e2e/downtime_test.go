@@ -1,0 +1,258 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/wait"
+)
+
+const serverPods = "app.kubernetes.io/name=iam4kube-server"
+
+// Unmodified clients ask 200 times a second through each path, while everything is restarted
+// that a cluster's operator restarts, and while things fail. The phases are in this order
+// because a drain leaves both replicas on one node, and a rolling update spreads them; and
+// because connection tracking remembers a dead node for minutes.
+func TestZeroDowntime(t *testing.T) {
+	l := startLoad(t)
+	t.Cleanup(func() { wantNoLeaks(t) })
+	for _, phase := range []struct {
+		name string
+		run  func(*testing.T, *load)
+	}{
+		{"a replica is deleted", deletion},
+		{"a node is drained", drain},
+		{"rolling update of the server", restart("deployment/iam4kube-server")},
+		{"rolling update of ip2service", restart("daemonset/iam4kube-ip2service")},
+		{"API server down for a minute", outage(time.Minute)},
+		{"API server down for five minutes", outage(5 * time.Minute)},
+		{"SIGKILL of a replica", sigkill},
+		{"power-off of a replica's node", powerOff},
+	} {
+		t.Run(phase.name, func(t *testing.T) { phase.run(t, l) })
+	}
+}
+
+func deletion(t *testing.T, l *load) {
+	t.Helper()
+	l.phase(t, func() {
+		mustKubectl(t, "--namespace="+own, "delete", "pod", serverOn(t, "server-1").Name)
+		settled(t)
+	}).wantNone(t)
+}
+
+func drain(t *testing.T, l *load) {
+	t.Helper()
+	t.Cleanup(func() {
+		if _, err := kubectl(context.Background(), "", "uncordon", "server-1"); err != nil {
+			t.Error(err)
+		}
+	})
+	l.phase(t, func() {
+		mustKubectl(t, "drain", "server-1", "--ignore-daemonsets", "--delete-emptydir-data")
+		settled(t)
+		mustKubectl(t, "uncordon", "server-1")
+	}).wantNone(t)
+}
+
+func restart(what string) func(*testing.T, *load) {
+	return func(t *testing.T, l *load) {
+		t.Helper()
+		l.phase(t, func() {
+			mustKubectl(t, "--namespace="+own, "rollout", "restart", what)
+			settled(t)
+		}).wantNone(t)
+	}
+}
+
+// outage of the API server. Afterwards, a new pod with a new role has to be served.
+func outage(length time.Duration) func(*testing.T, *load) {
+	return func(t *testing.T, l *load) {
+		t.Helper()
+		t.Cleanup(func() { // also if the test ends in between
+			if status, err := machine.Status(context.Background()); err != nil || !slices.Contains(status.Programs, "kube-apiserver") {
+				_ = machine.Restart(context.Background(), "kube-apiserver")
+			}
+		})
+		l.phase(t, func() {
+			if err := machine.Kill(t.Context(), "kube-apiserver"); err != nil {
+				t.Fatal(err)
+			}
+			<-time.After(length) // the outage
+			restarted(t)
+			<-time.After(15 * time.Second) // in which all that lost it comes back to it
+			settled(t)
+		}).wantNone(t)
+		for _, way := range []path{nodeWide, inPod} {
+			ns := namespace(t, way)
+			role(t, ns, "role-23")
+			create(t, clientPod(ns, "role-23", "once"))
+			pod := waitPod(t, ns, "role-23", ended)
+			a := decode(t, logs(t, ns, pod.Name, "client"))
+			wantOwn(t, pod, "role-23", a)
+			t.Logf("%s: a new pod with a new role got its credentials %.3f s after its first request", way, a.Seconds)
+		}
+	}
+}
+
+func sigkill(t *testing.T, l *load) {
+	t.Helper()
+	pod := serverOn(t, "server-2")
+	var killed, gone time.Time
+	r := l.phase(t, func() {
+		id := strings.TrimPrefix(pod.Status.ContainerStatuses[0].ContainerID, "containerd://")
+		killed = time.Now()
+		onNode(t, "server-2", "ctr", "--namespace=k8s.io", "tasks", "kill", "--signal=SIGKILL", id)
+		gone = l.endpoints.gone(t, pod.Status.PodIP, killed)
+		settled(t)
+	})
+	if late := r.afterwards(t, killed, gone); late[nodeWide]+late[inPod] > 0 {
+		t.Errorf("failed although the endpoint was gone: %v", late)
+	}
+}
+
+func powerOff(t *testing.T, l *load) {
+	t.Helper()
+	t.Cleanup(func() { // also if the test ends in between
+		if status, err := machine.Status(context.Background()); err != nil || status.Nodes["server-2"] == 0 {
+			_ = machine.PowerOn(context.Background(), "server-2")
+		}
+	})
+	pod := serverOn(t, "server-2")
+	var off, gone time.Time
+	r := l.phase(t, func() {
+		off = time.Now()
+		if err := machine.PowerOff(t.Context(), "server-2"); err != nil {
+			t.Fatal(err)
+		}
+		gone = l.endpoints.gone(t, pod.Status.PodIP, off)
+		<-time.After(10 * time.Second) // in which nobody may notice any more
+	})
+	r.wantOnlyRemembered(t, off, gone, pod.Status.PodIP)
+	r = l.phase(t, func() {
+		if err := machine.PowerOn(t.Context(), "server-2"); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "server-2 is ready", func() bool { return ready(t, "server-2") })
+		settled(t)
+	})
+	r.wantOnlyRemembered(t, off, gone, pod.Status.PodIP)
+}
+
+// slack is what kube-proxy, which writes its rules once a second at most, and we may need from
+// an endpoint's change on, and clients for the answer.
+const slack = 1500 * time.Millisecond
+
+// afterwards counts what failed although it was begun when the failed endpoint was gone.
+func (r *report) afterwards(t *testing.T, failed, gone time.Time) map[path]int {
+	t.Helper()
+	late, before := map[path]int{}, 0
+	for _, f := range r.failures {
+		switch ended := f.At.Add(time.Duration(f.Milliseconds) * time.Millisecond); {
+		case ended.Before(failed):
+			t.Errorf("failed before the endpoint did: %+v", f)
+		case f.At.After(gone.Add(slack)):
+			late[f.pod.way]++
+		default:
+			before++
+		}
+	}
+	t.Logf("the endpoint failed at %s and was gone %.3f s later; %d requests begun until then failed, %v later ones",
+		clock(failed), gone.Sub(failed).Seconds(), before, late)
+	return late
+}
+
+// wantOnlyRemembered is for an endpoint whose node does not refuse connections. The node of a
+// client remembers for two minutes where it translated a connection to that got no answer, and
+// leads a later one from the same port of the same pod there, too, whatever its rules are by
+// then. In kube-proxy's rules, that is so, and a client that opened hundreds of connections to
+// the dead endpoint meets its old ports again. In ours, it must not be.
+func (r *report) wantOnlyRemembered(t *testing.T, failed, gone time.Time, endpoint string) {
+	t.Helper()
+	late := r.afterwards(t, failed, gone)
+	if late[nodeWide] > 0 {
+		t.Errorf("%d node-wide requests failed although the endpoint was gone", late[nodeWide])
+	}
+	remembered := 0
+	for _, node := range []string{"worker-1", "worker-2"} {
+		for line := range strings.Lines(onNode(t, node, "cat", "/proc/net/nf_conntrack")) {
+			if strings.Contains(line, "SYN_SENT") && strings.Contains(line, " src="+endpoint+" ") {
+				remembered++
+			}
+		}
+	}
+	t.Logf("%d unanswered connections to the dead endpoint are remembered", remembered)
+	if most := r.counts[inPod]["new"].Done / 10; late[inPod] > most {
+		t.Errorf("%d in-pod requests failed although the endpoint was gone, want at most %d", late[inPod], most)
+	}
+}
+
+func serverOn(t *testing.T, node string) *corev1.Pod {
+	t.Helper()
+	pods, err := client.CoreV1().Pods(own).List(t.Context(), metav1.ListOptions{LabelSelector: serverPods, FieldSelector: "spec.nodeName=" + node})
+	if err != nil || len(pods.Items) == 0 {
+		t.Fatalf("no server on %s: %v", node, err)
+	}
+	return &pods.Items[0]
+}
+
+// settled waits until all of iam4kube runs, and nothing ends any more.
+func settled(t *testing.T) {
+	t.Helper()
+	if err := rolledOut(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "no pod ends any more", func() bool {
+		pods, err := client.CoreV1().Pods(own).List(t.Context(), metav1.ListOptions{})
+		if err != nil {
+			return false
+		}
+		for i := range pods.Items {
+			if pods.Items[i].DeletionTimestamp != nil {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+func ready(t *testing.T, name string) bool {
+	t.Helper()
+	node, err := client.CoreV1().Nodes().Get(t.Context(), name, metav1.GetOptions{})
+	if err != nil {
+		return false
+	}
+	for _, c := range node.Status.Conditions {
+		if c.Type == corev1.NodeReady {
+			return c.Status == corev1.ConditionTrue
+		}
+	}
+	return false
+}
+
+// restarted starts the API server and waits until it answers.
+func restarted(t *testing.T) {
+	t.Helper()
+	if err := machine.Restart(t.Context(), "kube-apiserver"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the API server answers", func() bool {
+		return client.Discovery().RESTClient().Get().AbsPath("/readyz").Do(t.Context()).Error() == nil
+	})
+}
+
+func eventually(t *testing.T, what string, there func() bool) {
+	t.Helper()
+	if err := wait.PollUntilContextTimeout(t.Context(), 100*time.Millisecond, within, true, func(context.Context) (bool, error) {
+		return there(), nil
+	}); err != nil {
+		t.Fatalf("not within %s: %s", within, what)
+	}
+}

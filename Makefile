@@ -68,7 +68,7 @@ demo-down: ## take the demo's cluster down
 E2E_PROXY ?= nftables
 E2E_CNI ?= ptp
 .PHONY: e2e
-e2e: cluster-tools client-tools ## end-to-end tests on that cluster, with kube-proxy's mode E2E_PROXY and the CNI plug-in E2E_CNI
+e2e: cluster-tools client-tools network-policy ## end-to-end tests on that cluster, with kube-proxy's mode E2E_PROXY and the CNI plug-in E2E_CNI
 	cd test && IAM4KUBE_E2E_PROXY=$(E2E_PROXY) IAM4KUBE_E2E_CNI=$(E2E_CNI) \
 		go test -tags e2e -race -count 1 -parallel 16 -timeout 60m -v $(TESTFLAGS) ./e2e
 
@@ -103,6 +103,10 @@ image-tools: # what builds images
 cluster-tools: control-plane image-tools # what the cluster runs on, and what its pods run
 	cd test && go run ./controlplane/cmd/build certmanager
 	hack/debian-packages.sh awscli containerd containernetworking-plugins iproute2 iptables nftables python3-boto3 runc
+
+.PHONY: network-policy
+network-policy: # what enforces NetworkPolicies on the cluster's nodes, built once into CACHE
+	cd test && go run ./controlplane/cmd/build networkpolicy
 
 .PHONY: control-plane
 control-plane: # Kubernetes and etcd, built once into CACHE

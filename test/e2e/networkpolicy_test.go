@@ -5,7 +5,6 @@ package e2e
 import (
 	"bufio"
 	"context"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -34,44 +33,48 @@ func enforce(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, node := range cluster.FourNodes() {
-		// Not the test's context: it ends before the clean-up, and with its standard input.
-		cmd, err := machine.Command(context.Background(), node.Name, program, "--kubeconfig="+machine.InnerKubeconfig(), "--node="+node.Name, "--pods="+cluster.PodNetwork)
-		if err != nil {
-			t.Fatal(err)
+		enforceOn(t, node.Name, program)
+	}
+}
+
+func enforceOn(t *testing.T, node, program string) {
+	t.Helper()
+	// Not the test's context: that ends before the clean-up.
+	cmd, err := machine.Command(context.Background(), node, program, "--kubeconfig="+machine.InnerKubeconfig(), "--node="+node, "--pods="+cluster.PodNetwork)
+	if err != nil {
+		t.Fatal(err)
+	}
+	log, err := os.Create(filepath.Join(machine.Dir, "log", node+"-networkpolicy.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	cmd.Stderr = log
+	input, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	output, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		input.Close() // which ends it
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("networkpolicy on %s: %v, see %s", node, err, log.Name())
 		}
-		log, err := os.Create(filepath.Join(machine.Dir, "log", node.Name+"-networkpolicy.log"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer log.Close()
-		input, err := cmd.StdinPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		output, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		cmd.Stderr = log
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			input.Close()
-			if err := cmd.Wait(); err != nil {
-				t.Errorf("networkpolicy on %s: %v, see %s", node.Name, err, log.Name())
-			}
-		})
-		if line, err := bufio.NewReader(output).ReadString('\n'); err != nil || line != "ready\n" {
-			t.Fatalf("networkpolicy on %s: %q, %v, see %s", node.Name, line, err, log.Name())
-		}
-		go func() { _, _ = io.Copy(io.Discard, output) }()
+	})
+	if line, err := bufio.NewReader(output).ReadString('\n'); err != nil || line != "ready\n" {
+		t.Fatalf("networkpolicy on %s: %q, %v, see %s", node, line, err, log.Name())
 	}
 }
 
 // A namespace in which nothing is allowed gets no credentials, by either path and on either
 // node, and does with the example of the documentation.
-func TestDefaultDenyWithTheDocumentedException(t *testing.T) {
+func TestDefaultDenyWithTheDocumentedException(t *testing.T) { //nolint:tparallel // the other tests' pods would be concerned
 	enforce(t)
 	t.Cleanup(func() { wantNoLeaks(t) })
 	for _, way := range []path{nodeWide, inPod} {

@@ -58,10 +58,11 @@ func ruleset(t *testing.T, node string) string {
 // untilOnNode polls, because a node's kernel tells nobody here.
 func untilOnNode(t *testing.T, node, what string, there func() bool) {
 	t.Helper()
-	end := time.After(within)
-	for tick := time.Tick(100 * time.Millisecond); !there(); {
+	tick, end := time.NewTicker(100*time.Millisecond), time.After(within)
+	defer tick.Stop()
+	for !there() {
 		select {
-		case <-tick:
+		case <-tick.C:
 		case <-end:
 			t.Fatalf("on %s, not within %s: %s", node, within, what)
 		}

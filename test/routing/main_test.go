@@ -6,9 +6,11 @@
 //	 7  foreign flush and other changes    routingload, TestForeign…, TestFlush…
 //	 8  other hooks and priorities         here, and routingload, TestUpgradeUnderLoad
 //	10  what nft lists, nft reads          rules, with the golden files
-//	16  NetworkPolicy on both sides        docs/routing.md; needs a cluster
+//	16  NetworkPolicy on both sides        e2e, TestDefaultDenyWithTheDocumentedException
 //	18  table of another owner             routingload, TestTableOfAnotherOwner
 //	19  what EndpointSlices mean           internal/ip2service/backends
+//
+// 12 to 15 are here and, with real pods, in e2e.
 package routing
 
 import (

@@ -10,6 +10,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/wait"
 )
 
 // both is the overlay that is applied at the start and that every test leaves in place.
@@ -55,6 +58,9 @@ func install(ctx context.Context, kustomization string) error {
 	if err := rolledOut(ctx); err != nil {
 		return err
 	}
+	if err := injecting(ctx); err != nil {
+		return err
+	}
 	fmt.Printf("%s applied and running after %s\n", kustomization, time.Since(start).Round(100*time.Millisecond))
 	return nil
 }
@@ -70,6 +76,24 @@ func rolledOut(ctx context.Context) error {
 			state, _ := kubectl(ctx, "", "--namespace="+own, "describe", "pods")
 			return fmt.Errorf("%w\n%s", err, state)
 		}
+	}
+	return nil
+}
+
+// injecting waits until the API server reaches the webhook, if there is one. Its pods are Ready
+// up to a second before kube-proxy leads to them, and until then pods are refused.
+func injecting(ctx context.Context) error {
+	const try = `{apiVersion: v1, kind: Namespace, metadata: {name: injecting, labels: {iam4kube.io/inject: enabled}}}`
+	if _, err := kubectl(ctx, try, "apply", "-f", "-"); err != nil {
+		return err
+	}
+	var last error
+	err := wait.PollUntilContextTimeout(ctx, 100*time.Millisecond, within, true, func(ctx context.Context) (bool, error) {
+		_, last = client.CoreV1().Pods("injecting").Create(ctx, clientPod("injecting", "default", "once"), metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+		return last == nil, nil
+	})
+	if err != nil {
+		return fmt.Errorf("no pod can be made in a namespace that opted in: %w", last)
 	}
 	return nil
 }

@@ -2,7 +2,9 @@
 //
 //	client wait          until SIGTERM: for pods that other programs are run in
 //	client once          one line of JSON: Answer
+//	client get URL       the answer's status and body
 //	client load          one line of JSON a second: Second
+//	client knock         the same: Knocks
 //	client identity      who AWS says that it is, once a second, through AWS_ENDPOINT_URL_STS
 //
 // It can only be used in the cluster of package cluster: it takes the metadata address as what
@@ -42,8 +44,8 @@ type Answer struct {
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if len(os.Args) != 2 {
-		fmt.Fprintln(os.Stderr, "client: wait, once, load or identity?")
+	if len(os.Args) != 2 && (len(os.Args) != 3 || os.Args[1] != "get") {
+		fmt.Fprintln(os.Stderr, "client: wait, once, get URL, load, knock or identity?")
 		os.Exit(2)
 	}
 	switch os.Args[1] {
@@ -55,10 +57,16 @@ func main() {
 		if answer.Error != "" {
 			os.Exit(1)
 		}
+	case "get":
+		if _, err := ask(ctx, http.DefaultClient, http.MethodGet, os.Args[2], ""); err != nil {
+			fmt.Println(err)
+		}
 	case "load":
 		load(ctx)
 	case "identity":
 		identity(ctx)
+	case "knock":
+		knock(ctx)
 	}
 }
 

@@ -1,0 +1,139 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+)
+
+const (
+	// knockEvery is how often a new connection asks for the role, othersEvery how often all
+	// other ways are tried.
+	knockEvery, othersEvery = 100 * time.Millisecond, 500 * time.Millisecond
+	// patience with a connection that is neither refused nor answered.
+	patience = time.Second
+)
+
+// Knocks are a second's attempts to reach the metadata address: how many of each outcome.
+type Knocks struct {
+	// Unix time.
+	Second int64
+	// HTTP is by what came of a new connection to port 80: iam4kube, refused, timeout, or what
+	// else there was.
+	HTTP map[string]int
+	// Slowest refusal of those, in milliseconds.
+	Slowest int64
+	// Others are what came of other ports, UDP, ICMP and SCTP: closed, silent, or open.
+	Others map[string]int
+}
+
+// others are the ways that lead nowhere on a node with iam4kube, and to the metadata service
+// of the machine on one without.
+var others = []struct{ network, address string }{
+	{"tcp", "169.254.169.254:22"},
+	{"tcp", "169.254.169.254:443"},
+	{"tcp", "169.254.169.254:8080"},
+	{"udp", "169.254.169.254:53"},
+	{"udp", "169.254.169.254:80"},
+	{"udp", "169.254.169.254:123"},
+	{"ip4:icmp", "169.254.169.254"},
+	{"ip4:132", "169.254.169.254"},
+}
+
+// knock tries every way to the metadata address until ctx ends.
+func knock(ctx context.Context) {
+	var running sync.WaitGroup
+	defer running.Wait()
+	ticker := time.NewTicker(knockEvery)
+	defer ticker.Stop()
+	for ctx.Err() == nil {
+		now := &knocks{report: Knocks{Second: time.Now().Unix(), HTTP: map[string]int{}, Others: map[string]int{}}}
+		for i := range int(time.Second / knockEvery) {
+			<-ticker.C
+			now.Go(now.http)
+			if i%int(othersEvery/knockEvery) == 0 {
+				for _, way := range others {
+					now.Go(func() { now.other(way.network, way.address) })
+				}
+			}
+		}
+		running.Go(func() {
+			now.Wait()
+			_ = json.NewEncoder(os.Stdout).Encode(&now.report) // one write
+		})
+	}
+}
+
+type knocks struct {
+	sync.WaitGroup
+
+	mutex  sync.Mutex
+	report Knocks
+}
+
+func (k *knocks) http() {
+	start := time.Now()
+	client := &http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true}}
+	outcome := func() string {
+		response, err := client.Get(roles)
+		if err != nil {
+			return failure(err)
+		}
+		defer response.Body.Close()
+		if response.Header.Get("Server") == "iam4kube" {
+			return "iam4kube"
+		}
+		body, _ := io.ReadAll(response.Body)
+		return fmt.Sprintf("answered by another: %s", body)
+	}()
+	k.mutex.Lock()
+	defer k.mutex.Unlock()
+	k.report.HTTP[outcome]++
+	if outcome == "refused" {
+		k.report.Slowest = max(k.report.Slowest, time.Since(start).Milliseconds())
+	}
+}
+
+func failure(err error) string {
+	var timeout net.Error
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ECONNRESET):
+		return "refused"
+	case errors.As(err, &timeout) && timeout.Timeout():
+		return "timeout"
+	}
+	return err.Error()
+}
+
+// other sends something and waits for what comes back.
+func (k *knocks) other(network, address string) {
+	outcome := func() string {
+		connection, err := net.DialTimeout(network, address, patience)
+		if err == nil {
+			defer connection.Close()
+			// A whole ICMP echo request; for the others any bytes.
+			if _, err = connection.Write([]byte{8, 0, 0xf7, 0xff, 0, 0, 0, 0}); err == nil {
+				_ = connection.SetReadDeadline(time.Now().Add(patience))
+				_, err = connection.Read(make([]byte, 1<<10))
+			}
+		}
+		switch {
+		case err == nil:
+			return network + " " + address + " open"
+		case failure(err) == "timeout":
+			return "silent"
+		}
+		return "closed"
+	}()
+	k.mutex.Lock()
+	defer k.mutex.Unlock()
+	k.report.Others[outcome]++
+}

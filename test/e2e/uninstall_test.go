@@ -1,0 +1,92 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// Uninstalling by the commands that stand in manifests/uninstall removes the rules from every
+// node, and with that opens the node's metadata service to the pods that only the node covered.
+// Injected pods stay closed. Installed again, all get their roles, those that ran before, too.
+func TestUninstallAndInstallAgain(t *testing.T) {
+	t.Cleanup(func() { reinstall(t) })
+	injected := knockers(t, inPod)
+	wantServed(t, injected)
+	ns := namespace(t, nodeWide)
+	role(t, ns, "role-01")
+	ordinary := onWorker(clientPod(ns, "role-01", "wait"), "worker-1")
+	create(t, ordinary)
+	ordinary = waitPod(t, ns, ordinary.Name, running)
+
+	mustKubectl(t, "delete", "-k", both)
+	for _, command := range uninstallCommands(t) {
+		shell(t, command)
+	}
+	for _, node := range []string{"server-1", "server-2", "worker-1", "worker-2"} {
+		if tables := onNode(t, node, "nft", "list", "tables"); strings.Contains(tables, "iam4kube") {
+			t.Errorf("%s still has\n%s", node, tables)
+		}
+	}
+	for _, pod := range injected {
+		untilKnocks(t, pod, func(k knocks) bool { return k.only("refused", "timeout") })
+	}
+	// As the documentation says. This is also what shows that covered pods are.
+	if leaks := leaking(t, func() { _, _ = once(t, ns, ordinary.Name) }); leaks == 0 {
+		t.Error("a pod that nothing covers reached nobody")
+	}
+
+	reinstall(t)
+	wantServed(t, injected)
+	a, err := once(t, ns, ordinary.Name)
+	if err != nil {
+		t.Error(err)
+	}
+	wantOwn(t, ordinary, "role-01", a)
+	for i, pod := range newPods(t, append([]*corev1.Pod{ordinary}, injected...), "once") {
+		pod = waitPod(t, pod.Namespace, pod.Name, ended)
+		if a := decode(t, logs(t, pod.Namespace, pod.Name, "client")); a.Error != "" {
+			t.Errorf("pod %d: %+v", i, a)
+		}
+	}
+	wantNoLeaks(t)
+}
+
+// uninstallCommands are what the user reads, on the overlay with the tests' images.
+func uninstallCommands(t *testing.T) (commands []string) {
+	t.Helper()
+	text, err := os.ReadFile("../../manifests/uninstall/kustomization.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if command, ok := strings.CutPrefix(line, "#   "); ok {
+			commands = append(commands, strings.TrimSpace(command))
+		}
+	}
+	if len(commands) < 3 {
+		t.Fatalf("commands: %q", commands)
+	}
+	return commands
+}
+
+// shell runs what a user types. Here manifests/ is the tests' own.
+func shell(t *testing.T, command string) {
+	t.Helper()
+	kubectl, err := machine.Kubectl(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), "sh", "-c", command)
+	cmd.Env = append(slices.Clone(kubectl.Env), "PATH="+filepath.Dir(kubectl.Path)+":"+os.Getenv("PATH"))
+	if output, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v: %s", command, err, output)
+	}
+}

@@ -1,0 +1,69 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// Where nodes are few, servers are beside pods, and ip2service beside servers: pods get their
+// own roles from the server on their node and from the other, and servers nothing.
+func TestNoDedicatedNodes(t *testing.T) {
+	t.Cleanup(func() { reinstall(t) })
+	if err := install(t.Context(), "manifests/small"); err != nil {
+		t.Fatal(err)
+	}
+	servers, err := client.CoreV1().Pods(own).List(t.Context(), metav1.ListOptions{LabelSelector: "app.kubernetes.io/name=iam4kube-server", FieldSelector: "status.phase=Running"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	on := map[string]bool{}
+	for _, server := range servers.Items {
+		if server.DeletionTimestamp == nil {
+			on[server.Spec.NodeName] = true
+		}
+	}
+	if !on["worker-1"] || !on["worker-2"] {
+		t.Fatalf("servers on %v", on)
+	}
+	pods := knockers(t, nodeWide, inPod)
+	wantServed(t, pods)
+	start := time.Now()
+	for _, pod := range newPods(t, pods, "once") {
+		pod = waitPod(t, pod.Namespace, pod.Name, ended)
+		wantOwn(t, pod, pod.Spec.ServiceAccountName, decode(t, logs(t, pod.Namespace, pod.Name, "client")))
+	}
+	// Each takes one of the two servers at random.
+	for _, pod := range pods {
+		connections := 0
+		untilKnocks(t, pod, func(k knocks) bool { connections += k.HTTP["iam4kube"]; return connections > 20 })
+	}
+	wantOnlyServed(t, pods, start)
+	for _, server := range servers.Items {
+		if server.DeletionTimestamp == nil {
+			wantRefused(t, &server)
+		}
+	}
+	wantNoLeaks(t)
+}
+
+// wantRefused asks from a server's own network namespace.
+func wantRefused(t *testing.T, server *corev1.Pod) {
+	t.Helper()
+	const find = `for n in $(ls /run/netns); do if ip netns exec $n ip -4 addr | grep -qw %s; then echo $n; fi; done`
+	netns := strings.TrimSpace(onNode(t, server.Spec.NodeName, "sh", "-c", fmt.Sprintf(find, server.Status.PodIP)))
+	if netns == "" {
+		t.Fatalf("no network namespace of %s", server.Name)
+	}
+	output := onNode(t, server.Spec.NodeName, "ip", "netns", "exec", netns, "bash", "-c",
+		"LC_ALL=C; exec 2>&1; time (exec 3<>/dev/tcp/169.254.169.254/80); true")
+	if !strings.Contains(output, "Connection refused") || !strings.Contains(output, "real\t0m0.") {
+		t.Errorf("%s on %s asks itself: %s", server.Name, server.Spec.NodeName, output)
+	}
+}

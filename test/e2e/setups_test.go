@@ -13,6 +13,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/iam4kube/iam4kube/test/docs"
 )
 
 // setups are wrong ones, by what is wrong, with what the user reads of each. … is what varies;
@@ -52,6 +54,18 @@ var setups = map[string]struct{ answer, reason, event, init, kubectl string }{
 	"webhook down": {
 		kubectl: `failed calling webhook "inject.iam4kube.io": failed to call webhook: …`,
 	},
+}
+
+// Each message stands in the table of wrong set-ups, word for word.
+func TestTroubleshootingHasTheMessages(t *testing.T) {
+	page := docs.Text(t, "troubleshooting.md")
+	for name, setup := range setups {
+		for _, message := range []string{setup.answer, setup.reason, setup.event, setup.init, setup.kubectl} {
+			if message != "" && !strings.Contains(page, "`"+message+"`") {
+				t.Errorf("%s: docs/troubleshooting.md does not have\n%s", name, message)
+			}
+		}
+	}
 }
 
 // wantMessage checks that a text has a message of setups in it.

@@ -70,19 +70,16 @@ func watchEndpoints(t *testing.T) *history {
 	return h
 }
 
-// gone waits until an address has no longer been ready at some time after since, and says when.
-func (h *history) gone(t *testing.T, address string, since time.Time) (at time.Time) {
-	t.Helper()
-	eventually(t, address+" is no ready endpoint any more", func() bool {
-		h.mutex.Lock()
-		defer h.mutex.Unlock()
-		i := slices.IndexFunc(h.changes, func(c change) bool { return c.at.After(since) && !slices.Contains(c.ready, address) })
-		if i >= 0 {
-			at = h.changes[i].at
+// gone is when an address was no longer ready for the first time after since, zero if never.
+func (h *history) gone(address string, since time.Time) time.Time {
+	h.mutex.Lock()
+	defer h.mutex.Unlock()
+	for _, c := range h.changes {
+		if c.at.After(since) && !slices.Contains(c.ready, address) {
+			return c.at
 		}
-		return i >= 0
-	})
-	return at
+	}
+	return time.Time{}
 }
 
 func (h *history) between(start, end time.Time) string {

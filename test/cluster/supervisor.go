@@ -222,6 +222,14 @@ func (s *supervisor) stopNode(name string) error {
 	if !ok || !n.running() {
 		return errors.New("it is not running")
 	}
+	i, err := s.index(name)
+	if err != nil {
+		return err
+	}
+	// Before the processes end, whose connections the kernel would reset.
+	if err := ip(fmt.Sprintf("link set node%d down", i)); err != nil {
+		return err
+	}
 	n.kill()
 	return nil
 }

@@ -11,7 +11,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/util/wait"
 )
 
 const serverPods = "app.kubernetes.io/name=iam4kube-server"
@@ -261,13 +260,4 @@ func restarted(t *testing.T) {
 	eventually(t, "the API server answers", func() bool {
 		return client.Discovery().RESTClient().Get().AbsPath("/readyz").Do(t.Context()).Error() == nil
 	})
-}
-
-func eventually(t *testing.T, what string, there func() bool) {
-	t.Helper()
-	if err := wait.PollUntilContextTimeout(t.Context(), 100*time.Millisecond, within, true, func(context.Context) (bool, error) {
-		return there(), nil
-	}); err != nil {
-		t.Fatalf("not within %s: %s", within, what)
-	}
 }

@@ -115,3 +115,17 @@ func onNode(t *testing.T, node string, args ...string) string {
 	}
 	return string(output)
 }
+
+// eventually polls, because neither nodes' kernels nor the API server's callers tell.
+func eventually(t *testing.T, what string, there func() bool) {
+	t.Helper()
+	tick, end := time.NewTicker(100*time.Millisecond), time.After(within)
+	defer tick.Stop()
+	for !there() {
+		select {
+		case <-tick.C:
+		case <-end:
+			t.Fatalf("not within %s: %s", within, what)
+		}
+	}
+}

@@ -11,7 +11,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/util/wait"
 
 	"github.com/iam4kube/iam4kube/test/docs"
 )
@@ -74,7 +73,7 @@ func reboot(t *testing.T, early func()) {
 		t.Fatal(err)
 	}
 	early()
-	eventually(t, "its kubelet is back", func(ctx context.Context) bool { return renewed(ctx, t).After(lease) })
+	eventually(t, "its kubelet is back", func() bool { return renewed(t.Context(), t).After(lease) })
 	if err := rolledOut(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -103,8 +102,8 @@ func TestStartupTaint(t *testing.T) {
 	// As its kubelet would with --register-with-taints.
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: rebooted, Labels: map[string]string{"kubernetes.io/hostname": rebooted, "kubernetes.io/os": "linux"}}}
 	node.Spec.Taints = []corev1.Taint{{Key: "iam4kube.io/not-ready", Effect: corev1.TaintEffectNoSchedule}}
-	eventually(t, "the new node is there", func(ctx context.Context) bool {
-		_, err := client.CoreV1().Nodes().Create(ctx, node, metav1.CreateOptions{})
+	eventually(t, "the new node is there", func() bool {
+		_, err := client.CoreV1().Nodes().Create(t.Context(), node, metav1.CreateOptions{})
 		return err == nil
 	})
 	ns := namespace(t, nodeWide)
@@ -135,13 +134,4 @@ func startAgain(t *testing.T) {
 	}
 	_, _ = kubectl(context.Background(), "", "delete", "clusterrole,clusterrolebinding", "iam4kube-ip2service-startup-taint", "--ignore-not-found")
 	reinstall(t)
-}
-
-// eventually polls for what nobody can be asked to tell.
-func eventually(t *testing.T, what string, there func(context.Context) bool) {
-	t.Helper()
-	err := wait.PollUntilContextTimeout(t.Context(), 100*time.Millisecond, within, true, func(ctx context.Context) (bool, error) { return there(ctx), nil })
-	if err != nil {
-		t.Fatalf("waited for %s: %v", what, err)
-	}
 }

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -35,7 +34,7 @@ func endpoint(t *testing.T, name, address string) {
 			t.Error(err)
 		}
 		for _, node := range []string{"worker-1", "worker-2"} {
-			untilOnNode(t, node, "the rules no longer know "+address, func() bool {
+			eventually(t, "on "+node+": the rules no longer know "+address, func() bool {
 				return !strings.Contains(ruleset(t, node), address)
 			})
 		}
@@ -53,20 +52,6 @@ func ruleset(t *testing.T, node string) string {
 		t.Fatalf("nft on %s: %v", node, err)
 	}
 	return string(output)
-}
-
-// untilOnNode polls, because a node's kernel tells nobody here.
-func untilOnNode(t *testing.T, node, what string, there func() bool) {
-	t.Helper()
-	tick, end := time.NewTicker(100*time.Millisecond), time.After(within)
-	defer tick.Stop()
-	for !there() {
-		select {
-		case <-tick.C:
-		case <-end:
-			t.Fatalf("on %s, not within %s: %s", node, within, what)
-		}
-	}
 }
 
 // ip2serviceOn is ip2service's pod on a node.
@@ -100,11 +85,11 @@ func TestEndpointOnTheHostsNetworkIsRefused(t *testing.T) {
 	pod := waitPod(t, ns, "role-12", running)
 	address := pod.Status.HostIP
 	endpoint(t, "on-the-host", address)
-	untilOnNode(t, "worker-1", "the endpoint is refused", func() bool {
+	eventually(t, "on worker-1: the endpoint is refused", func() bool {
 		return strings.Contains(aux(t, "worker-1", "/metrics"), `iam4kube_endpoints{state="refused"} 1`)
 	})
 	// On another node it is an endpoint like others, by which the test knows that it is seen.
-	untilOnNode(t, "worker-2", "the endpoint is used", func() bool { return strings.Contains(ruleset(t, "worker-2"), address) })
+	eventually(t, "on worker-2: the endpoint is used", func() bool { return strings.Contains(ruleset(t, "worker-2"), address) })
 	if rules := ruleset(t, "worker-1"); strings.Contains(rules, address) {
 		t.Errorf("worker-1 leads to %s: %s", address, rules)
 	}
@@ -143,20 +128,20 @@ func TestBridgeThatHidesPackets(t *testing.T) {
 	// A change makes it look; else it would only after half a minute.
 	endpoint(t, "first-change", "203.0.113.1")
 	if cni == "bridge" {
-		untilOnNode(t, "worker-1", "ip2service is not ready", func() bool {
+		eventually(t, "on worker-1: ip2service is not ready", func() bool {
 			return strings.Contains(aux(t, "worker-1", "/readyz"), "pods are attached to the bridge cni0 and "+setting+" is 0")
 		})
 		t.Logf("%s", aux(t, "worker-1", "/readyz"))
 		mustKubectl(t, "--namespace="+own, "wait", "pod", ip2serviceOn(t, "worker-1"), "--for=condition=Ready=false", "--timeout="+within.String())
 	} else {
-		untilOnNode(t, "worker-1", "the change is seen", func() bool { return strings.Contains(ruleset(t, "worker-1"), "203.0.113.1") })
+		eventually(t, "on worker-1: the change is seen", func() bool { return strings.Contains(ruleset(t, "worker-1"), "203.0.113.1") })
 		if text := aux(t, "worker-1", "/readyz"); text != "ok\n" {
 			t.Errorf("without a bridge: %q", text)
 		}
 	}
 	back()
 	endpoint(t, "second-change", "203.0.113.2")
-	untilOnNode(t, "worker-1", "ip2service is ready", func() bool { return aux(t, "worker-1", "/readyz") == "ok\n" })
+	eventually(t, "on worker-1: ip2service is ready", func() bool { return aux(t, "worker-1", "/readyz") == "ok\n" })
 	if err := rolledOut(t.Context()); err != nil {
 		t.Error(err)
 	}
@@ -172,7 +157,7 @@ func TestEndpointThatAsksIsRefused(t *testing.T) {
 	pod := waitPod(t, ns, "role-14", running)
 	wantDial(t, pod, vip, 80, open)
 	endpoint(t, "asks", pod.Status.PodIP)
-	untilOnNode(t, "worker-1", "the pod is an endpoint", func() bool { return strings.Contains(ruleset(t, "worker-1"), pod.Status.PodIP) })
+	eventually(t, "on worker-1: the pod is an endpoint", func() bool { return strings.Contains(ruleset(t, "worker-1"), pod.Status.PodIP) })
 	wantDial(t, pod, vip, 80, refused)
 	a, err := once(t, ns, pod.Name)
 	if err == nil || a.AccessKeyID != "" || !strings.Contains(a.Error, "connection refused") {
@@ -248,7 +233,7 @@ func serveMetadata(t *testing.T, node string) {
 		t.Fatal(err)
 	}
 	go func() { _ = cmd.Wait() }()
-	untilOnNode(t, node, "the metadata service answers", func() bool {
+	eventually(t, "on "+node+": the metadata service answers", func() bool {
 		cmd, err := machine.Command(t.Context(), node, "timeout", "1", "bash", "-c", "exec 3<>/dev/tcp/"+vip+"/80")
 		return err == nil && cmd.Run() == nil
 	})

@@ -98,8 +98,8 @@ func TestWrongRoles(t *testing.T) {
 				create(t, clientPod(ns, object, "once"))
 				pod := waitPod(t, ns, object, ended)
 				wantMessage(t, decode(t, logs(t, ns, pod.Name, "client")).Error, setup.answer)
-				eventually(t, "the event "+setup.reason, func(ctx context.Context) bool {
-					events, err := kubectl(ctx, "", "--namespace="+ns, "get", "events", "--field-selector=involvedObject.name="+pod.Name+",reason="+setup.reason, "--output=jsonpath={.items[*].message}")
+				eventually(t, "the event "+setup.reason, func() bool {
+					events, err := kubectl(t.Context(), "", "--namespace="+ns, "get", "events", "--field-selector=involvedObject.name="+pod.Name+",reason="+setup.reason, "--output=jsonpath={.items[*].message}")
 					if err == nil && events != "" {
 						wantMessage(t, events, cmp.Or(setup.event, setup.answer))
 					}
@@ -176,8 +176,8 @@ func TestNoNetAdminAllowed(t *testing.T) {
 	ns := namespace(t, inPod)
 	mustKubectl(t, "label", "namespace", ns, "pod-security.kubernetes.io/enforce=baseline")
 	var err error
-	eventually(t, "the warning", func(ctx context.Context) bool {
-		_, err = kubectl(ctx, fmt.Sprintf("{apiVersion: v1, kind: Pod, metadata: {name: refused, namespace: %s}, spec: {containers: [{name: client, image: %s}]}}", ns, clientImage), "apply", "-f", "-")
+	eventually(t, "the warning", func() bool {
+		_, err = kubectl(t.Context(), fmt.Sprintf("{apiVersion: v1, kind: Pod, metadata: {name: refused, namespace: %s}, spec: {containers: [{name: client, image: %s}]}}", ns, clientImage), "apply", "-f", "-")
 		return err != nil && strings.Contains(err.Error(), "Warning: ")
 	})
 	wantMessage(t, err.Error(), setups["no NET_ADMIN allowed"].kubectl)

@@ -30,11 +30,11 @@ var setups = map[string]struct{ answer, reason, event, init, kubectl string }{
 		event:  `ServiceAccount … gives no IAM role: annotation iam.amazonaws.com/roleArn has the value "…", want the ARN of an IAM role, such as arn:aws:iam::123456789012:role/NAME. Correct the annotation; no restart is needed.`,
 	},
 	"trust refuses": {
-		answer: "STS refuses the role … to ServiceAccount … of pod … (session name …): … Check the role's trust policy and the annotations; the server tries again by itself.",
+		answer: "STS refuses the role … to ServiceAccount … of pod … (session name …): AccessDenied: User: … is not authorized to perform: sts:AssumeRole on resource: …. Check the role's trust policy and the annotations; the server tries again by itself.",
 		reason: "IAMRoleDenied",
 	},
 	"wrong external ID": {
-		answer: "STS refuses the role … to ServiceAccount … of pod … (session name …): … Check the role's trust policy and the annotations; the server tries again by itself.",
+		answer: "STS refuses the role … to ServiceAccount … of pod … (session name …): AccessDenied: User: … is not authorized to perform: sts:AssumeRole on resource: …. Check the role's trust policy and the annotations; the server tries again by itself.",
 		reason: "IAMRoleDenied",
 	},
 	"masqueraded source": {
@@ -46,13 +46,13 @@ var setups = map[string]struct{ answer, reason, event, init, kubectl string }{
 	},
 	"no ready server": {
 		answer: "connection refused",
-		init:   "…, which leads to …: refused: there is no ready server (kubectl -n iam4kube get pods,endpointslices), or a NetworkPolicy rejects the traffic (…)",
+		init:   "169.254.169.254:80, which leads to …: refused: there is no ready server (kubectl -n iam4kube get pods,endpointslices), or a NetworkPolicy rejects the traffic (…)",
 	},
 	"no NET_ADMIN allowed": {
-		kubectl: "Warning: namespace … has the label pod-security.kubernetes.io/enforce: baseline, which forbids the capability NET_ADMIN of the init container iam4kube-ip2service that iam4kube injects; use the level privileged, or route node-wide without injection",
+		kubectl: "namespace … has the label pod-security.kubernetes.io/enforce: baseline, which forbids the capability NET_ADMIN of the init container iam4kube-ip2service that iam4kube injects; use the level privileged, or route node-wide without injection",
 	},
 	"webhook down": {
-		kubectl: `failed calling webhook "inject.iam4kube.io": failed to call webhook: …`,
+		kubectl: `Internal error occurred: failed calling webhook "inject.iam4kube.io": failed to call webhook: Post "https://iam4kube-webhook.iam4kube.svc:443/inject?timeout=5s": …`,
 	},
 }
 

@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/iam4kube/iam4kube/test/controlplane"
@@ -225,7 +226,9 @@ func (b *builder) fromDockerfile(target, reference string) error {
 		return err
 	}
 	return b.buildah("build", append(volumes, "--quiet", "--layers",
-		"--network=none", "--pull=never",
+		"--isolation=chroot", "--pull=never",
+		// buildah 1.28 leaves it empty.
+		"--build-arg=BUILDPLATFORM=linux/"+runtime.GOARCH,
 		"--build-arg=GO_IMAGE="+goImage, "--build-arg=VERSION="+b.tag,
 		"--target="+target, "--tag="+reference, repository())...)
 }
@@ -254,8 +257,8 @@ func (b *builder) buildah(command string, args ...string) error {
 	storage := filepath.Join(b.cache, "buildah")
 	global := []string{"--root=" + filepath.Join(storage, "root"), "--runroot=" + filepath.Join(storage, "run"), "--storage-driver=vfs"}
 	cmd := exec.CommandContext(b.ctx, "buildah", append(append(global, command), args...)...)
-	// Not a flag: buildah 1.28 refuses it beside --network=none.
-	cmd.Env = append(os.Environ(), "BUILDAH_ISOLATION=chroot")
+	// In a chroot, buildah's own --network=none changes nothing.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
 	if output, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("buildah %s %s: %w: %s", command, strings.Join(args, " "), err, output)
 	}

@@ -41,14 +41,6 @@ func mustKubectl(t *testing.T, args ...string) string {
 	return output
 }
 
-// apply applies what a user would write.
-func apply(t *testing.T, manifests string) {
-	t.Helper()
-	if _, err := kubectl(t.Context(), manifests, "apply", "-f", "-"); err != nil {
-		t.Fatal(err)
-	}
-}
-
 // install applies a kustomization as users do, and waits until all of iam4kube runs.
 func install(ctx context.Context, kustomization string) error {
 	start := time.Now()

@@ -82,6 +82,8 @@ func wantMessage(t *testing.T, text, message string) {
 
 // What is wrong with a ServiceAccount or its role is told by the answer, by an event on the
 // pod, and in injected pods by the init container, which lets the pod start.
+//
+//nolint:tparallel // other tests disturb the cluster: none may run beside it
 func TestWrongRoles(t *testing.T) {
 	for _, way := range []path{nodeWide, inPod} {
 		ns := namespace(t, way)

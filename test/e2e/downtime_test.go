@@ -71,18 +71,29 @@ func restart(what string) func(*testing.T, *load) {
 	}
 }
 
+// controlPlane is what ends with the API server: the others lose their leases, elsewhere.
+var controlPlane = []string{"kube-apiserver", "kube-controller-manager", "kube-scheduler"}
+
 // outage of the API server. Afterwards, a new pod with a new role has to be served.
 func outage(length time.Duration) func(*testing.T, *load) {
 	return func(t *testing.T, l *load) {
 		t.Helper()
 		t.Cleanup(func() { // also if the test ends in between
-			if status, err := machine.Status(context.Background()); err != nil || !slices.Contains(status.Programs, "kube-apiserver") {
-				_ = machine.Restart(context.Background(), "kube-apiserver")
+			status, err := machine.Status(context.Background())
+			if err != nil {
+				t.Error(err)
+			}
+			for _, program := range controlPlane {
+				if !slices.Contains(status.Programs, program) {
+					_ = machine.Restart(context.Background(), program) // it was not ended, or is told by the next test
+				}
 			}
 		})
 		l.phase(t, func() {
-			if err := machine.Kill(t.Context(), "kube-apiserver"); err != nil {
-				t.Fatal(err)
+			for _, program := range controlPlane {
+				if err := machine.Kill(t.Context(), program); err != nil {
+					t.Fatal(err)
+				}
 			}
 			<-time.After(length) // the outage
 			restarted(t)
@@ -251,11 +262,13 @@ func ready(t *testing.T, name string) bool {
 	return false
 }
 
-// restarted starts the API server and waits until it answers.
+// restarted starts the control plane and waits until the API server answers.
 func restarted(t *testing.T) {
 	t.Helper()
-	if err := machine.Restart(t.Context(), "kube-apiserver"); err != nil {
-		t.Fatal(err)
+	for _, program := range controlPlane {
+		if err := machine.Restart(t.Context(), program); err != nil {
+			t.Fatal(err)
+		}
 	}
 	eventually(t, "the API server answers", func() bool {
 		return client.Discovery().RESTClient().Get().AbsPath("/readyz").Do(t.Context()).Error() == nil

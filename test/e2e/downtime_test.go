@@ -85,7 +85,9 @@ func outage(length time.Duration) func(*testing.T, *load) {
 			}
 			for _, program := range controlPlane {
 				if !slices.Contains(status.Programs, program) {
-					_ = machine.Restart(context.Background(), program) // it was not ended, or is told by the next test
+					if err := machine.Restart(context.Background(), program); err != nil {
+						t.Error(err)
+					}
 				}
 			}
 		})

@@ -271,8 +271,9 @@ func restarted(t *testing.T) {
 		if err := machine.Restart(t.Context(), program); err != nil {
 			t.Fatal(err)
 		}
+		// The others give up soon without it, or back off for minutes.
+		eventually(t, "the API server answers", func() bool {
+			return client.Discovery().RESTClient().Get().AbsPath("/readyz").Do(t.Context()).Error() == nil
+		})
 	}
-	eventually(t, "the API server answers", func() bool {
-		return client.Discovery().RESTClient().Get().AbsPath("/readyz").Do(t.Context()).Error() == nil
-	})
 }

@@ -143,7 +143,7 @@ while True:
     time.sleep(1)`
 )
 
-// programs are the pods of each namespace: name and command. The last asks 200 times a second.
+// programs are the pods of each namespace: name and command. The last asks 100 times a second.
 var programs = [][]string{
 	{"aws-cli", "sh", "-c", awsCLI},
 	{"boto3", "python3", "-c", boto3},
@@ -254,14 +254,16 @@ func (d *demo) count(namespace string, since time.Time) error {
 	}
 	var requests, failed, sdks int
 	for line := range strings.Lines(logs) {
-		type count struct{ Done, Failed int }
-		var second struct{ New, Kept, SDK count }
+		var second struct {
+			Counts   map[string]struct{ Done int }
+			Failures []any
+		}
 		if err := json.Unmarshal([]byte(line), &second); err != nil {
 			return fmt.Errorf("%q: %w", line, err)
 		}
-		requests += second.New.Done + second.Kept.Done
-		sdks += second.SDK.Done
-		failed += second.New.Failed + second.Kept.Failed + second.SDK.Failed
+		requests += second.Counts["new"].Done + second.Counts["kept"].Done
+		sdks += second.Counts["sdk"].Done
+		failed += len(second.Failures)
 	}
 	say("%s: %d requests for metadata and %d starts of an AWS SDK meanwhile, %d failed", namespace, requests, sdks, failed)
 	if requests == 0 || failed > 0 {

@@ -176,7 +176,12 @@ func (c Cluster) supervise(ctx context.Context, s settings, progress io.Writer) 
 	}
 	go func() { _ = supervisor.Wait() }() // its state is asked of the socket
 	defer context.AfterFunc(ctx, func() { lines.Close() })()
-	return follow(lines, progress)
+	if err := follow(lines, progress); err != nil {
+		// It may not have its socket yet, by which Stop would find it.
+		_ = supervisor.Process.Kill() // it may have ended by itself
+		return err
+	}
+	return nil
 }
 
 // follow passes on the supervisor's lines; the last one is ready, or why not.

@@ -7,7 +7,9 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/iam4kube/iam4kube/test/environment"
 	"github.com/iam4kube/iam4kube/test/netns"
 	"github.com/iam4kube/iam4kube/test/node"
 )
@@ -308,4 +310,43 @@ func TestSecondRunChangesNothing(t *testing.T) {
 		t.Errorf("after one run\n%s\nafter the second\n%s", first, second)
 	}
 	reaches(t, pod, metadataIPv4, "server", podIPv4)
+}
+
+// A server's node loses its power. The pod's own node remembers by the source port where it
+// led an unanswered connection, whatever the Service's rules say by then.
+func TestHalfOpenConnectionLeavesADeadServer(t *testing.T) {
+	netns.NewFarSide(t)
+	serve(t, ready)
+	dead := netns.AddPod(t, "10.244.1.3", "fd00:10:244:1::3")
+	nft(t, dead, "table inet dead {\n counter dropped {}\n chain input {\n type filter hook input priority 0\n meta l4proto tcp counter name dropped drop\n }\n}\n")
+	arrived := func() string { return inPod(t, dead, "nft", "list", "counters") }
+	gone := strings.NewReplacer("10.244.1.2", "10.244.1.3", "fd00:10:244:1::2", "fd00:10:244:1::3").Replace(services)
+	for _, tc := range []struct{ name, service, metadata, pod string }{
+		{"IPv4", serviceIPv4, metadataIPv4, podIPv4},
+		{"IPv6", serviceIPv6, metadataIPv6, podIPv6},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			nodeRules(t, gone)
+			pod := netns.AddPod(t, podIPv4, podIPv6)
+			start(t, pod, "--to", tc.service, "--probe-timeout", "0").exits(t, 0)
+			before := arrived()
+			reached := make(chan time.Duration, 1)
+			go func() {
+				start := time.Now()
+				reaches(t, pod, tc.metadata, "server", tc.pod)
+				reached <- time.Since(start)
+			}()
+			environment.Eventually(t, 5*time.Second, func() error {
+				if arrived() == before {
+					return errors.New("the dead server got no packet")
+				}
+				return nil
+			})
+			nodeRules(t, services)
+			// The first repetition of its SYN is after a second, RFC 6298.
+			if took := <-reached; took > 2*time.Second {
+				t.Errorf("connected after %s, want it at the first repetition", took)
+			}
+		})
+	}
 }

@@ -3,6 +3,7 @@ package nftables
 import (
 	"bytes"
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 
@@ -111,6 +112,15 @@ func verdict(of address, r ruleset.Rule) []expr.Any {
 				Type: expr.NATTypeDestNAT, Family: of.protocol, Specified: true,
 				// The upper ends are what the kernel answers where they are left out.
 				RegAddrMin: register, RegAddrMax: register, RegProtoMin: portRegister, RegProtoMax: portRegister,
+			},
+		}
+	case ruleset.SourcePort:
+		return []expr.Any{
+			&expr.Immediate{Register: register, Data: binaryutil.BigEndian.PutUint16(ruleset.SourcePortMin)},
+			&expr.Immediate{Register: portRegister, Data: binaryutil.BigEndian.PutUint16(math.MaxUint16)},
+			&expr.NAT{
+				Type: expr.NATTypeSourceNAT, Family: of.protocol, Specified: true, FullyRandom: true,
+				RegProtoMin: register, RegProtoMax: portRegister,
 			},
 		}
 	}

@@ -222,10 +222,11 @@ func addHalfOpen(conn *nft.Conn, table *nft.Table) {
 }
 
 var hooks = map[ruleset.Hook]*nft.ChainHook{
-	ruleset.Prerouting: nft.ChainHookPrerouting,
-	ruleset.Input:      nft.ChainHookInput,
-	ruleset.Forward:    nft.ChainHookForward,
-	ruleset.Output:     nft.ChainHookOutput,
+	ruleset.Prerouting:  nft.ChainHookPrerouting,
+	ruleset.Input:       nft.ChainHookInput,
+	ruleset.Forward:     nft.ChainHookForward,
+	ruleset.Output:      nft.ChainHookOutput,
+	ruleset.Postrouting: nft.ChainHookPostrouting,
 }
 
 func chainOf(table *nft.Table, c ruleset.Chain) *nft.Chain {

@@ -36,6 +36,8 @@ type Routes struct {
 type Hooks struct {
 	nat   Hook
 	guard []Hook
+	// source is where translated connections get another source port.
+	source Hook
 	// foreign: what comes from the host itself is let be, and calls of the endpoints
 	// themselves are rejected.
 	foreign bool
@@ -48,7 +50,11 @@ var (
 	Node = Hooks{nat: Prerouting, guard: []Hook{Forward, Input}, foreign: true}
 	// Pod catches what the processes of a pod send, in its own network namespace. What
 	// the pod itself forwards (containers in a container) is only guarded.
-	Pod = Hooks{nat: Output, guard: []Hook{Output, Forward}}
+	//
+	// Behind the pod, the node translates a second time, from the Service to a server, and
+	// its connection tracking remembers by the source port for two minutes where an
+	// unanswered connection went to. So a connection that is led anew needs a new port.
+	Pod = Hooks{nat: Output, guard: []Hook{Output, Forward}, source: Postrouting}
 )
 
 // Names of the chains that change with the endpoints.
@@ -66,6 +72,7 @@ const (
 //	            sent to a guarded address and translated, by us or others → live
 //	            came back from there → reject
 //	live:       to an endpoint that is still there → accept
+//	source:     sent to an intercepted address → another source port
 //
 // The guard needs no connection tracking to reject what was not translated, so it also
 // cuts connections that were open before the rules, and packets that are not tracked.
@@ -90,7 +97,7 @@ func (r Routes) table(family Family) Table {
 		if FamilyOf(address) == family {
 			nat.Rules = append(nat.Rules, Rule{
 				NotLoopback: r.Hooks.foreign, Destination: address, TCP: true, Port: r.Port,
-				HalfOpen: r.Hooks.foreign, Verdict: Jump, Chain: endpointsChain,
+				HalfOpen: true, Verdict: Jump, Chain: endpointsChain,
 			})
 		}
 	}
@@ -99,8 +106,10 @@ func (r Routes) table(family Family) Table {
 	for _, hook := range r.Hooks.guard {
 		chains = append(chains, r.guard(hook, r.guarded(family)))
 	}
-	// In a pod, the one endpoint is the Service's address.
-	return Table{Family: family, HalfOpen: r.Hooks.foreign, Chains: chains}
+	if r.Hooks.source != "" {
+		chains = append(chains, r.source(family))
+	}
+	return Table{Family: family, HalfOpen: true, Chains: chains}
 }
 
 // guarded are the addresses of the family that nothing may reach.
@@ -140,6 +149,16 @@ func (r Routes) live(live []netip.AddrPort) Chain {
 	c := Chain{Name: liveChain, Keep: r.Unknown}
 	for _, e := range live {
 		c.Rules = append(c.Rules, Rule{Destination: e.Addr(), TCP: true, Port: e.Port(), Verdict: Accept})
+	}
+	return c
+}
+
+func (r Routes) source(family Family) Chain {
+	c := Chain{Name: "nat-" + string(r.Hooks.source), Type: NAT, Hook: r.Hooks.source, Priority: sourcePriority}
+	for _, a := range r.Intercept {
+		if FamilyOf(a) == family {
+			c.Rules = append(c.Rules, Rule{OriginalDestination: a, TCP: true, Verdict: SourcePort})
+		}
 	}
 	return c
 }

@@ -6,6 +6,7 @@ package ruleset
 
 import (
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 	"strings"
@@ -41,10 +42,11 @@ type Hook string
 
 // Hooks, see nft(8).
 const (
-	Prerouting Hook = "prerouting"
-	Input      Hook = "input"
-	Forward    Hook = "forward"
-	Output     Hook = "output"
+	Prerouting  Hook = "prerouting"
+	Input       Hook = "input"
+	Forward     Hook = "forward"
+	Output      Hook = "output"
+	Postrouting Hook = "postrouting"
 )
 
 // ChainType is that of a base chain; the values are nft's keywords.
@@ -63,6 +65,8 @@ const (
 	// guardPriority is after every destination NAT and before the filters of others
 	// (0), which might accept for good.
 	guardPriority = -50
+	// sourcePriority is before iptables' source NAT (100), for the reason of natPriority.
+	sourcePriority = 90
 )
 
 // Counters of a table. They are objects of their own, so that they go on when rules
@@ -170,7 +174,13 @@ const (
 	Reject
 	// DNAT sends the connection to another address and port.
 	DNAT
+	// SourcePort gives the connection a free source port at random, from SourcePortMin on,
+	// and leaves its source address.
+	SourcePort
 )
+
+// SourcePortMin is the first port that is not privileged, RFC 6335.
+const SourcePortMin = 1024
 
 // String is the table as `nft --numeric-priority list table` prints it while its counters
 // are 0.
@@ -248,6 +258,8 @@ func (r Rule) verdictText() string {
 		return "reject"
 	case DNAT:
 		return "dnat to " + r.To.String()
+	case SourcePort:
+		return fmt.Sprintf("snat to :%d-%d fully-random", SourcePortMin, math.MaxUint16)
 	}
 	panic(fmt.Sprintf("verdict %d", r.Verdict))
 }

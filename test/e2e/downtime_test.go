@@ -197,12 +197,11 @@ func (r *report) afterwards(t *testing.T, failed, gone time.Time) map[path]int {
 }
 
 // wantOnlyRemembered is for an endpoint whose node does not refuse connections. The node of a
-// client remembers for two minutes where it translated a connection to that got no answer, and
-// leads a later one from the same port of the same pod there, too, whatever its rules are by
-// then. In kube-proxy's rules, that is so, and a client that opened hundreds of connections to
-// the dead endpoint meets its old ports again. In ours, it must not be. A connection that is
-// kept stays with its endpoint for as long as that one is listed, ready or not: the one request
-// that is sent on it fails, too.
+// client remembers for two minutes where kube-proxy's rules led a connection that got no answer,
+// by its source port. In-pod connections have one at random: one that meets a remembered port is
+// led anew after a second, but for what is answered, by a router's error or, when the node is
+// back, by whatever has the address then. A connection that is kept stays with its endpoint for
+// as long as that one is listed, ready or not: the one request that is sent on it fails, too.
 func (r *report) wantOnlyRemembered(t *testing.T, failed, gone time.Time, endpoint string) {
 	t.Helper()
 	late := r.afterwards(t, failed, gone)
@@ -223,7 +222,7 @@ func (r *report) wantOnlyRemembered(t *testing.T, failed, gone time.Time, endpoi
 		}
 	}
 	t.Logf("%d unanswered connections to the dead endpoint are remembered", remembered)
-	if most := r.counts[inPod]["new"].Done / 10; late[inPod] > most {
+	if most := r.counts[inPod]["new"].Done / 20; late[inPod] > most {
 		t.Errorf("%d in-pod requests failed although the endpoint was gone, want at most %d", late[inPod], most)
 	}
 }

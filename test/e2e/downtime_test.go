@@ -199,8 +199,10 @@ func (r *report) afterwards(t *testing.T, failed, gone time.Time) map[path]int {
 // wantOnlyRemembered is for an endpoint whose node does not refuse connections. The node of a
 // client remembers for two minutes where kube-proxy's rules led a connection that got no answer,
 // by its source port. In-pod connections have one at random: one that meets a remembered port is
-// led anew after a second, but for what is answered, by a router's error or, when the node is
-// back, by whatever has the address then. A connection that is kept stays with its endpoint for
+// led anew after a second, but for what is answered: by a router's error or, when the node is
+// back, by whatever has the address then. Of the latter, about half hang: connection tracking
+// holds the SYN for one of the old connection if its sequence number is lower, lets it pass, and
+// then takes the data for invalid. A connection that is kept stays with its endpoint for
 // as long as that one is listed, ready or not: the one request that is sent on it fails, too.
 func (r *report) wantOnlyRemembered(t *testing.T, failed, gone time.Time, endpoint string) {
 	t.Helper()

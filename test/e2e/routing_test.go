@@ -114,8 +114,11 @@ func TestBridgeThatHidesPackets(t *testing.T) {
 	role(t, ns, "role-13")
 	create(t, onWorker(clientPod(ns, "role-13", "wait"), "worker-1")) // one on the bridge
 	waitPod(t, ns, "role-13", running)
+	set := func(value string) []string { // as sysctl does, which a minimal Debian has not
+		return []string{"sh", "-c", "echo " + value + " >/proc/sys/" + strings.ReplaceAll(setting, ".", "/")}
+	}
 	back := func() {
-		cmd, err := machine.Command(context.Background(), "worker-1", "sysctl", "-w", setting+"=1")
+		cmd, err := machine.Command(context.Background(), "worker-1", set("1")...)
 		if err == nil {
 			err = cmd.Run()
 		}
@@ -124,7 +127,7 @@ func TestBridgeThatHidesPackets(t *testing.T) {
 		}
 	}
 	t.Cleanup(back)
-	onNode(t, "worker-1", "sysctl", "-w", setting+"=0")
+	onNode(t, "worker-1", set("0")...)
 	// A change makes it look; else it would only after half a minute.
 	endpoint(t, "first-change", "203.0.113.1")
 	if cni == "bridge" {

@@ -164,9 +164,9 @@ func TestStartOfInjectedPods(t *testing.T) {
 	const ours = "iam4kube-ip2service"
 	without := &podStart{name: "not injected", namespace: plain, account: "role-10", rounds: 10}
 	with := &podStart{name: "injected", namespace: injected, account: "role-10", init: ours, rounds: 10}
+	nothing := &podStart{name: "an init container that does nothing", namespace: plain, account: "role-10", prepare: doNothingFirst, init: "first", rounds: 10}
 	kinds := []*podStart{
-		without, with,
-		{name: "an init container that does nothing", namespace: plain, account: "role-10", prepare: doNothingFirst, init: "first", rounds: 5},
+		without, with, nothing,
 		{name: "injected, no role", namespace: injected, account: "nobody", init: ours, rounds: 2},
 		{name: "injected, role denied", namespace: injected, account: "others", init: ours, rounds: 2},
 	}
@@ -184,11 +184,13 @@ func TestStartOfInjectedPods(t *testing.T) {
 			t.Errorf("%s: the process takes %s", kind.name, kind.program.at(0.5))
 		}
 	}
-	extra, usual := with.whole.at(0.5)-without.whole.at(0.5), without.whole.at(0.5)
-	t.Logf("by the median, injection adds %s", extra.Round(time.Millisecond))
-	// On a machine that is busy with others everything takes longer.
-	if limit := max(1500*time.Millisecond, usual); extra > limit {
-		t.Errorf("injection adds %s, want less than %s", extra, limit)
+	usual, more := without.whole.at(0.5), with.whole.at(0.5)-nothing.whole.at(0.5)
+	t.Logf("by the median, injection adds %s, which is %s more than an init container that does nothing",
+		(with.whole.at(0.5) - usual).Round(time.Millisecond), more.Round(time.Millisecond))
+	// What any init container adds is kubelet's, which may see its end a second late. On a
+	// machine that is busy with others everything takes longer.
+	if limit := max(time.Second, usual); more > limit {
+		t.Errorf("injection adds %s more than an init container that does nothing, want less than %s", more, limit)
 	}
 }
 

@@ -31,16 +31,19 @@ build: ## the programs, static, into bin/; ip2service-init is ip2service without
 	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -tags podonly -o bin/ip2service-init ./cmd/ip2service
 
 ##@ Test
+# -vet=off: `lint` vets. Here, go would do it once more, and with it all dependencies.
+GOTEST := go test -race -vet=off
+
 # -count=1: go's cache does not notice changes of files outside of the module, as those of docs/.
 .PHONY: test-unit
 test-unit: ## what needs no root and no API server, within a minute
-	go test -race $(TESTFLAGS) ./...
-	cd test && go test -race -count=1 $(TESTFLAGS) $(TEST_UNIT_PACKAGES)
+	$(GOTEST) $(TESTFLAGS) ./...
+	cd test && $(GOTEST) -count=1 $(TESTFLAGS) $(TEST_UNIT_PACKAGES)
 
 # -p 1: one package of test/ after the other, because several measure milliseconds.
 .PHONY: test
 test: test-unit test-tools ## everything, as root on Debian: real API server, real AWS clients in network namespaces
-	cd test && go test -race -p 1 -timeout 30m $(TESTFLAGS) ./...
+	cd test && $(GOTEST) -p 1 -timeout 30m $(TESTFLAGS) ./...
 
 .PHONY: bench
 bench: control-plane ## throughput and latency beside a bare net/http server; wake-up of 10,000; rules beside iptables; injection
@@ -70,7 +73,7 @@ E2E_CNI ?= ptp
 .PHONY: e2e
 e2e: cluster-tools client-tools network-policy ## end-to-end tests on that cluster, with kube-proxy's mode E2E_PROXY and the CNI plug-in E2E_CNI
 	cd test && IAM4KUBE_E2E_PROXY=$(E2E_PROXY) IAM4KUBE_E2E_CNI=$(E2E_CNI) \
-		go test -tags e2e -race -count 1 -parallel 16 -timeout 60m -v $(TESTFLAGS) ./e2e
+		$(GOTEST) -tags e2e -count 1 -parallel 16 -timeout 60m -v $(TESTFLAGS) ./e2e
 
 .PHONY: e2e-all
 e2e-all: ## the whole matrix, one column after the other

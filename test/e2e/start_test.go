@@ -162,9 +162,9 @@ func TestStartOfInjectedPods(t *testing.T) {
 	serviceAccount(t, injected, "nobody")
 	role(t, injected, "others")
 	const ours = "iam4kube-ip2service"
-	without := &podStart{name: "not injected", namespace: plain, account: "role-10", rounds: 10}
-	with := &podStart{name: "injected", namespace: injected, account: "role-10", init: ours, rounds: 10}
-	nothing := &podStart{name: "an init container that does nothing", namespace: plain, account: "role-10", prepare: doNothingFirst, init: "first", rounds: 10}
+	without := &podStart{name: "not injected", namespace: plain, account: "role-10", rounds: 6}
+	with := &podStart{name: "injected", namespace: injected, account: "role-10", init: ours, rounds: 6}
+	nothing := &podStart{name: "an init container that does nothing", namespace: plain, account: "role-10", prepare: doNothingFirst, init: "first", rounds: 6}
 	kinds := []*podStart{
 		without, with, nothing,
 		{name: "injected, no role", namespace: injected, account: "nobody", init: ours, rounds: 2},

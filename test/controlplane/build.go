@@ -15,6 +15,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/iam4kube/iam4kube/test/checkout"
 )
 
 // CacheEnv names the environment variable that moves the built programs to another
@@ -58,12 +60,8 @@ func BuildCertManager(ctx context.Context) (program, crds string, err error) {
 	if err != nil {
 		return "", "", err
 	}
-	sources, err := sourceDir()
-	if err != nil {
-		return "", "", err
-	}
 	cmd := exec.CommandContext(ctx, "go", "mod", "download", "-json", "github.com/cert-manager/cert-manager")
-	cmd.Dir = filepath.Join(sources, "certmanager")
+	cmd.Dir = checkout.Path("test", "build", "certmanager")
 	output, err := cmd.Output()
 	if err != nil {
 		return "", "", fmt.Errorf("looking for cert-manager's CRDs: %w", err)
@@ -83,10 +81,7 @@ func BuildNetworkPolicy(ctx context.Context) (program string, err error) {
 }
 
 func build(ctx context.Context, name string, modules []buildModule) (binDir string, err error) {
-	sources, err := sourceDir()
-	if err != nil {
-		return "", err
-	}
+	sources := checkout.Path("test", "build")
 	cache, err := CacheDir()
 	if err != nil {
 		return "", err
@@ -116,16 +111,6 @@ func build(ctx context.Context, name string, modules []buildModule) (binDir stri
 func built(binDir string) bool {
 	_, err := os.Stat(binDir)
 	return err == nil
-}
-
-// sourceDir is test/build of the checkout that this package was compiled from.
-func sourceDir() (string, error) {
-	_, file, _, _ := runtime.Caller(0)
-	dir := filepath.Join(filepath.Dir(file), "..", "build")
-	if _, err := os.Stat(dir); err != nil {
-		return "", fmt.Errorf("the modules to build are not beside the source of this package (built with -trimpath?): %w", err)
-	}
-	return filepath.Abs(dir)
 }
 
 // CacheDir is the folder of what is built for tests and stays, see CacheEnv.

@@ -4,27 +4,21 @@ package docs
 
 import (
 	"os"
-	"path/filepath"
 	"regexp"
-	"runtime"
 	"strings"
 	"testing"
+
+	"github.com/iam4kube/iam4kube/test/checkout"
 )
 
 // Text returns a page of docs/.
 func Text(t testing.TB, page string) string {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join(root(), "docs", page))
+	text, err := os.ReadFile(checkout.Path("docs", page))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return string(text)
-}
-
-// root is the folder of the repository.
-func root() string {
-	_, file, _, _ := runtime.Caller(0)
-	return filepath.Join(filepath.Dir(file), "..", "..")
 }
 
 // Rows returns the cells of those table rows in a section of a page whose first cell, the key

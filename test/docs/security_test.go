@@ -7,12 +7,14 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/iam4kube/iam4kube/test/checkout"
 )
 
 // TestNamedTestsExist: a claim that names a test has one.
 func TestNamedTestsExist(t *testing.T) {
 	declared := map[string]bool{}
-	err := filepath.WalkDir(root(), func(path string, _ fs.DirEntry, err error) error {
+	err := filepath.WalkDir(checkout.Path(), func(path string, _ fs.DirEntry, err error) error {
 		if err != nil || !strings.HasSuffix(path, "_test.go") {
 			return err
 		}

@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/iam4kube/iam4kube/test/checkout"
 )
 
 // Variable stands in a page for what differs from one message to the next.
@@ -31,7 +33,7 @@ func Texts(t testing.TB, folders ...string) []string {
 	t.Helper()
 	var all []string
 	for _, folder := range folders {
-		err := filepath.WalkDir(filepath.Join(root(), folder), func(path string, entry fs.DirEntry, err error) error {
+		err := filepath.WalkDir(checkout.Path(folder), func(path string, entry fs.DirEntry, err error) error {
 			if err == nil && entry.IsDir() && slices.Contains(notProse, entry.Name()) {
 				return fs.SkipDir
 			}

@@ -2,7 +2,6 @@ package docs
 
 import (
 	"os"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -10,6 +9,8 @@ import (
 
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	"sigs.k8s.io/yaml"
+
+	"github.com/iam4kube/iam4kube/test/checkout"
 )
 
 const page = "troubleshooting.md"
@@ -22,7 +23,7 @@ func texts(t *testing.T) []string {
 	t.Helper()
 	all := slices.DeleteFunc(Texts(t, "cmd", "internal"), func(s string) bool { return slices.Contains(unseen, s) })
 	for _, file := range []string{"server-nodes-policy.yaml", "webhook-policy.yaml"} {
-		content, err := os.ReadFile(filepath.Join(root(), "manifests", "base", file))
+		content, err := os.ReadFile(checkout.Path("manifests", "base", file))
 		if err != nil {
 			t.Fatal(err)
 		}

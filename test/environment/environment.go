@@ -13,14 +13,13 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"path/filepath"
-	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/iam4kube/iam4kube/internal/server"
+	"github.com/iam4kube/iam4kube/test/checkout"
 	"github.com/iam4kube/iam4kube/test/controlplane"
 	"github.com/iam4kube/iam4kube/test/fakests"
 )
@@ -65,7 +64,7 @@ func Start(ctx context.Context) (*Environment, error) {
 	err = errors.Join(
 		setenv(append(e.AWSEnviron(), "AWS_EC2_METADATA_DISABLED=true")),
 		cp.CreateNamespace(ctx, Namespace),
-		cp.ApplyFiles(ctx, filepath.Join(repository(), "manifests", "base", "server-rbac.yaml")),
+		cp.ApplyFiles(ctx, checkout.Path("manifests", "base", "server-rbac.yaml")),
 	)
 	if err != nil {
 		return nil, errors.Join(err, e.Stop())
@@ -166,10 +165,4 @@ func setenv(pairs []string) error {
 		}
 	}
 	return nil
-}
-
-// repository is the top of the checkout.
-func repository() string {
-	_, file, _, _ := runtime.Caller(0)
-	return filepath.Dir(filepath.Dir(filepath.Dir(file)))
 }

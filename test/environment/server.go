@@ -26,6 +26,7 @@ import (
 
 	"github.com/iam4kube/iam4kube/internal/logging"
 	"github.com/iam4kube/iam4kube/internal/server"
+	"github.com/iam4kube/iam4kube/test/checkout"
 	"github.com/iam4kube/iam4kube/test/controlplane"
 	"github.com/iam4kube/iam4kube/test/netns"
 )
@@ -329,8 +330,8 @@ func Build(folder string, flags ...string) (path string, err error) {
 		return "", err
 	}
 	// Another checkout's programs are others.
-	checkout := fmt.Sprintf("%x", sha256.Sum256([]byte(repository())))[:8]
-	path = filepath.Join(cache, "programs-"+checkout+strings.Join(flags, ""), folder)
+	place := fmt.Sprintf("%x", sha256.Sum256([]byte(checkout.Path())))[:8]
+	path = filepath.Join(cache, "programs-"+place+strings.Join(flags, ""), folder)
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return "", err
 	}
@@ -344,7 +345,7 @@ func Build(folder string, flags ...string) (path string, err error) {
 		return "", fmt.Errorf("locking %s: %w", lock.Name(), err)
 	}
 	command := exec.Command("go", append(append([]string{"build"}, flags...), "-o", path, ".")...)
-	command.Dir = filepath.Join(repository(), folder)
+	command.Dir = checkout.Path(folder)
 	if !slices.Contains(flags, "-race") {
 		command.Env = append(os.Environ(), "CGO_ENABLED=0") // as make build does
 	}

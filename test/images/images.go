@@ -20,6 +20,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/iam4kube/iam4kube/test/checkout"
 	"github.com/iam4kube/iam4kube/test/controlplane"
 )
 
@@ -99,18 +100,12 @@ func built(dir string) bool {
 	return err == nil
 }
 
-// repository is the checkout that this package was compiled from.
-func repository() string {
-	_, file, _, _ := runtime.Caller(0)
-	return filepath.Join(filepath.Dir(file), "..", "..")
-}
-
 // key changes whenever an image would.
 func key(tag string) (string, error) {
 	h := sha256.New()
 	fmt.Fprintln(h, runtime.Version(), runtime.GOARCH, tag)
 	for _, input := range inputs {
-		err := filepath.WalkDir(filepath.Join(repository(), input), func(path string, entry fs.DirEntry, err error) error {
+		err := filepath.WalkDir(checkout.Path(input), func(path string, entry fs.DirEntry, err error) error {
 			if err != nil || entry.IsDir() || strings.HasSuffix(path, "_test.go") {
 				return err
 			}
@@ -205,7 +200,7 @@ func (b *builder) fillContext() error {
 			continue
 		}
 		cmd := exec.CommandContext(b.ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(b.context, image.Target), image.Program)
-		cmd.Dir = filepath.Join(repository(), "test")
+		cmd.Dir = checkout.Path("test")
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=", "GOWORK=off")
 		if output, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("compiling %s: %w: %s", image.Program, err, output)
@@ -216,7 +211,7 @@ func (b *builder) fillContext() error {
 
 func (b *builder) fromContext(target, reference string) error {
 	return b.buildah("build", "--quiet", "--layers", "--target="+target, "--tag="+reference,
-		"--file="+filepath.Join(repository(), "test", "images", "Containerfile"), b.context)
+		"--file="+checkout.Path("test", "images", "Containerfile"), b.context)
 }
 
 // fromDockerfile builds a target with Go and modules of the machine.
@@ -230,14 +225,14 @@ func (b *builder) fromDockerfile(target, reference string) error {
 		// buildah 1.28 leaves it empty.
 		"--build-arg=BUILDPLATFORM=linux/"+runtime.GOARCH,
 		"--build-arg=GO_IMAGE="+goImage, "--build-arg=VERSION="+b.tag,
-		"--target="+target, "--tag="+reference, repository())...)
+		"--target="+target, "--tag="+reference, checkout.Path())...)
 }
 
 // volumes are those of goImage. The modules have to be there: the build has no network. What
 // `make build` has compiled is used, too.
 func (b *builder) volumes() ([]string, error) {
 	download := exec.CommandContext(b.ctx, "go", "mod", "download")
-	download.Dir = repository()
+	download.Dir = checkout.Path()
 	if output, err := download.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("downloading modules: %w: %s", err, output)
 	}

@@ -14,6 +14,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/iam4kube/iam4kube/test/checkout"
 )
 
 const (
@@ -171,7 +173,7 @@ func wantModules(t *testing.T, program []byte, main, tags string) {
 		got = append(got, module.Path+" "+module.Version)
 	}
 	list := exec.CommandContext(t.Context(), "go", "list", "-deps", "-tags", tags, "-f", "{{with .Module}}{{if not .Main}}{{.Path}} {{.Version}}{{end}}{{end}}", "./cmd/"+main)
-	list.Dir, list.Env = repository(), append(os.Environ(), "CGO_ENABLED=0")
+	list.Dir, list.Env = checkout.Path(), append(os.Environ(), "CGO_ENABLED=0")
 	want := strings.Split(strings.TrimSpace(string(must(list.Output())(t))), "\n")
 	slices.Sort(got)
 	slices.Sort(want)

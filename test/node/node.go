@@ -13,8 +13,6 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -28,6 +26,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
 
+	"github.com/iam4kube/iam4kube/test/checkout"
 	"github.com/iam4kube/iam4kube/test/controlplane"
 	"github.com/iam4kube/iam4kube/test/environment"
 )
@@ -46,9 +45,8 @@ type Cluster struct {
 
 // NewCluster prepares an API server.
 func NewCluster(ctx context.Context, cp *controlplane.ControlPlane) (*Cluster, error) {
-	_, file, _, _ := runtime.Caller(0)
-	manifest := filepath.Join(filepath.Dir(file), "..", "..", "manifests", "base", "ip2service-rbac.yaml")
-	return &Cluster{ControlPlane: cp}, errors.Join(cp.CreateNamespace(ctx, Namespace), cp.ApplyFiles(ctx, manifest))
+	return &Cluster{ControlPlane: cp}, errors.Join(cp.CreateNamespace(ctx, Namespace),
+		cp.ApplyFiles(ctx, checkout.Path("manifests", "base", "ip2service-rbac.yaml")))
 }
 
 // Program builds ip2service, with the race detector unless it is for a measurement. A test

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
-	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -21,6 +19,7 @@ import (
 	"github.com/iam4kube/iam4kube/internal/logging"
 	"github.com/iam4kube/iam4kube/internal/server/imdstoken"
 	"github.com/iam4kube/iam4kube/internal/server/podevents"
+	"github.com/iam4kube/iam4kube/test/checkout"
 	"github.com/iam4kube/iam4kube/test/controlplane"
 	"github.com/iam4kube/iam4kube/test/environment"
 )
@@ -231,9 +230,8 @@ func TestListsWithoutStreaming(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	_, file, _, _ := runtime.Caller(0)
 	err = errors.Join(cp.CreateNamespace(t.Context(), environment.Namespace),
-		cp.ApplyFiles(t.Context(), filepath.Join(filepath.Dir(file), "..", "..", "manifests", "base", "server-rbac.yaml")))
+		cp.ApplyFiles(t.Context(), checkout.Path("manifests", "base", "server-rbac.yaml")))
 	if err != nil {
 		t.Fatal(err)
 	}

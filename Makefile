@@ -24,6 +24,9 @@ CLIENT_PACKAGES := awscli gdal-bin libvm-ec2-perl nodejs pgbackrest php-async-aw
 # Further arguments for `go test`, for example: make test TESTFLAGS='-run TestRace -v'
 TESTFLAGS ?=
 
+# Compiled as for `build`: what they share, Kubernetes' client above all, comes from go's cache.
+GORUN := CGO_ENABLED=0 go run -trimpath
+
 ##@ Build
 .PHONY: build
 build: ## the programs, static, into bin/; ip2service-init is ip2service without --mode node
@@ -57,15 +60,15 @@ bench-scale: control-plane ## memory and time to sync with 50,000 pods and 5,000
 ##@ Cluster
 .PHONY: demo
 demo: cluster-tools ## real pods on a real Kubernetes cluster get their roles; the cluster stays
-	cd test && go run ./demo
+	cd test && $(GORUN) ./demo
 
 .PHONY: demo-shell
 demo-shell: ## a shell in which kubectl finds the demo's cluster
-	cd test && go run ./cluster/cmd/cluster shell
+	cd test && $(GORUN) ./cluster/cmd/cluster shell
 
 .PHONY: demo-down
 demo-down: ## take the demo's cluster down
-	cd test && go run ./cluster/cmd/cluster down
+	cd test && $(GORUN) ./cluster/cmd/cluster down
 
 # One column of the matrix; E2E_PROXY and E2E_CNI choose it.
 E2E_PROXY ?= nftables
@@ -83,11 +86,11 @@ e2e-all: ## the whole matrix, one column after the other
 
 .PHONY: images
 images: image-tools ## the Dockerfile's images, built as the cluster's are, with buildah; prints the archives
-	cd test && go run ./images/cmd/build latest
+	cd test && $(GORUN) ./images/cmd/build latest
 
 .PHONY: test-tools
 test-tools: control-plane image-tools client-tools # what `test` needs and the checkout does not hold
-	cd test && go run ./controlplane/cmd/build certmanager
+	cd test && $(GORUN) ./controlplane/cmd/build certmanager
 	hack/debian-packages.sh iproute2 iptables nftables
 
 .PHONY: client-tools
@@ -104,17 +107,17 @@ image-tools: # what builds images
 
 .PHONY: cluster-tools
 cluster-tools: control-plane image-tools # what the cluster runs on, and what its pods run
-	cd test && go run ./controlplane/cmd/build certmanager
+	cd test && $(GORUN) ./controlplane/cmd/build certmanager
 	hack/debian-packages.sh awscli containerd containernetworking-plugins iproute2 iptables nftables python3-boto3 runc
 
 .PHONY: network-policy
 network-policy: # what enforces NetworkPolicies on the cluster's nodes, built once into CACHE
-	cd test && go run ./controlplane/cmd/build networkpolicy
+	cd test && $(GORUN) ./controlplane/cmd/build networkpolicy
 
 .PHONY: control-plane
 control-plane: # Kubernetes and etcd, built once into CACHE
 	hack/debian-packages.sh gcc libc6-dev
-	cd test && go run ./controlplane/cmd/build
+	cd test && $(GORUN) ./controlplane/cmd/build
 
 ##@ Check
 # Compiled for the linter as for `build`, dependencies come from the same entries of go's cache.

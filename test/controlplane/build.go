@@ -199,11 +199,13 @@ func buildAll(ctx context.Context, sources, binDir string, modules []buildModule
 	return os.Rename(partial, binDir)
 }
 
-// compile runs go build -v, whose lines name the packages as they are compiled.
+// compile runs go build -v, whose lines name the packages as they are compiled. What the modules
+// have in common with each other and with the product is in the same versions in all go.mod
+// files, and is compiled with the same flags, so that go's cache has it for all of them.
 func compile(ctx context.Context, sources string, m buildModule, out string, progress io.Writer) error {
 	name, dir, start := m.module, filepath.Join(sources, m.module), time.Now()
 	fmt.Fprintf(progress, "controlplane: building %s\n", name)
-	cmd := exec.CommandContext(ctx, "go", "build", "-v", "-buildvcs=false", "-ldflags=-s -w "+m.ldflags, "-o", out, ".")
+	cmd := exec.CommandContext(ctx, "go", "build", "-v", "-trimpath", "-buildvcs=false", "-ldflags=-s -w "+m.ldflags, "-o", out, ".")
 	cmd.Dir = dir
 	// A race-instrumented, cgo or workspace build of the caller must not change this one.
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=", "GOWORK=off", "PWD="+dir)

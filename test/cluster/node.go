@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,7 +15,7 @@ import (
 
 // runNode is a node's PID 1, in namespaces of its own.
 func runNode(dir string) error {
-	n := &node{}
+	n := &node{programs: map[int]nodeProgram{}}
 	text, err := os.ReadFile(filepath.Join(dir, settingsFile))
 	if err != nil {
 		return err
@@ -36,14 +37,21 @@ func runNode(dir string) error {
 			return err
 		}
 	}
-	reap()
-	return nil
+	return n.reap()
 }
 
 type node struct {
 	settings
 	name  string
 	index int
+	// programs are the node's own, by PID.
+	programs map[int]nodeProgram
+}
+
+// nodeProgram is what start starts.
+type nodeProgram struct {
+	name, path string
+	args       []string
 }
 
 func (n *node) path(name string) string { return filepath.Join(n.Dir, n.name, name) }
@@ -141,31 +149,43 @@ func (n *node) labels() string {
 	return fmt.Sprintf("topology.kubernetes.io/zone=%s,topology.kubernetes.io/region=%s", zone, zone[:len(zone)-1])
 }
 
-// start runs a program of the node; how it ends is seen by reap alone.
-func (n *node) start(name, program string, args ...string) error {
+// start runs a program of the node; that it ends is seen by reap alone.
+func (n *node) start(name, path string, args ...string) error {
 	log, err := os.OpenFile(filepath.Join(n.Dir, "log", n.name+"-"+name+".log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	if err != nil {
 		return err
 	}
 	defer log.Close()
-	cmd := exec.Command(program, args...)
+	cmd := exec.Command(path, args...)
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("starting %s: %w", name, err)
 	}
+	n.programs[cmd.Process.Pid] = nodeProgram{name, path, args}
 	return nil
 }
 
-// reap waits for every process that ends, as PID 1 has to: those of the pods' shims, too.
-func reap() {
+// reap waits for every process that ends, as PID 1 has to: those of the pods' shims, too. What
+// the node itself runs is started again, which kube-proxy counts on: it ends when its node's
+// addresses change, also when they come later than it waits for them.
+func (n *node) reap() error {
 	for {
 		var status syscall.WaitStatus
 		pid, err := syscall.Wait4(-1, &status, 0, nil)
 		if errors.Is(err, syscall.ECHILD) {
-			return
+			return nil
 		}
-		if err == nil {
-			fmt.Printf("PID %d ended: exit status %d, signal %d\n", pid, status.ExitStatus(), status.Signal())
+		if err != nil {
+			continue
+		}
+		p, ours := n.programs[pid]
+		fmt.Printf("PID %d (%s) ended: exit status %d, signal %d\n", pid, cmp.Or(p.name, "orphan"), status.ExitStatus(), status.Signal())
+		if !ours {
+			continue
+		}
+		delete(n.programs, pid)
+		if err := n.start(p.name, p.path, p.args...); err != nil {
+			return err
 		}
 	}
 }

@@ -7,9 +7,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/iam4kube/iam4kube/test/checkout"
 )
 
 func TestBuildKeyFollowsTheModules(t *testing.T) {
@@ -32,6 +35,26 @@ func TestBuildKeyFollowsTheModules(t *testing.T) {
 	must(t, os.WriteFile(filepath.Join(sources, "kubernetes", "go.sum"), []byte("two"), 0o644))
 	if key() == before {
 		t.Error("the key stays when go.sum changes")
+	}
+}
+
+// What the modules have in common is compiled for each of them unless it is the same.
+func TestModulesShareKubernetesClient(t *testing.T) {
+	versions := func(folder ...string) string {
+		list := exec.CommandContext(t.Context(), "go", "list", "-deps", "-f",
+			"{{with .Module}}{{.Path}} {{with .Replace}}{{.Version}}{{else}}{{.Version}}{{end}}{{end}}", "k8s.io/client-go/kubernetes")
+		list.Dir, list.Env = checkout.Path(folder...), append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=", "GOWORK=off")
+		output, err := list.Output()
+		must(t, err)
+		lines := strings.Split(string(output), "\n")
+		slices.Sort(lines)
+		return strings.Join(slices.Compact(lines), "\n")
+	}
+	want := versions()
+	for _, module := range []string{"kubernetes", "certmanager", "networkpolicy"} {
+		if got := versions("test", "build", module); got != want {
+			t.Errorf("test/build/%s has\n%s\nand the product\n%s\nUse `go get` and `go mod tidy` there.", module, got, want)
+		}
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"syscall"
+	"time"
 )
 
 // runNode is a node's PID 1, in namespaces of its own.
@@ -184,6 +185,7 @@ func (n *node) reap() error {
 			continue
 		}
 		delete(n.programs, pid)
+		<-time.After(time.Second) // one that always fails must not keep the machine busy
 		if err := n.start(p.name, p.path, p.args...); err != nil {
 			return err
 		}

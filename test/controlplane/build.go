@@ -199,9 +199,8 @@ func buildAll(ctx context.Context, sources, binDir string, modules []buildModule
 	return os.Rename(partial, binDir)
 }
 
-// compile runs go build -v, whose lines name the packages as they are compiled. What the modules
-// have in common with each other and with the product is in the same versions in all go.mod
-// files, and is compiled with the same flags, so that go's cache has it for all of them.
+// compile runs go build -v, whose lines name the packages as they are compiled. The flags are
+// those of `make build`, so that go's cache has Kubernetes' client for all who use it.
 func compile(ctx context.Context, sources string, m buildModule, out string, progress io.Writer) error {
 	name, dir, start := m.module, filepath.Join(sources, m.module), time.Now()
 	fmt.Fprintf(progress, "controlplane: building %s\n", name)

@@ -122,6 +122,17 @@ func TestStartupTaint(t *testing.T) {
 	}
 }
 
+// TestNodeStartsKubeProxyAgain: it ends by itself when its node's addresses change.
+func TestNodeStartsKubeProxyAgain(t *testing.T) {
+	const node = "worker-1"
+	before := strings.TrimSpace(onNode(t, node, "pidof", "kube-proxy"))
+	onNode(t, node, "kill", before)
+	eventually(t, "another kube-proxy", func() bool {
+		now := onNode(t, node, "sh", "-c", "pidof kube-proxy; true")
+		return len(strings.Fields(now)) == 1 && strings.TrimSpace(now) != before
+	})
+}
+
 // startAgain brings the node back, and iam4kube on it.
 func startAgain(t *testing.T) {
 	t.Helper()

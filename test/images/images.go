@@ -132,43 +132,72 @@ type builder struct {
 
 const goImage = "localhost/iam4kube-go"
 
-// build fills a folder beside dir and renames it when it is complete.
+// build fills a folder beside dir and renames it when it is complete: until then the archives of
+// an older version stay, and those of this one after an interrupted build, for the next.
 func (b *builder) build(dir string) error {
-	// Under the lock nobody else has one: they are of other versions, or of a killed build.
-	old, err := filepath.Glob(filepath.Join(b.cache, "images-*"))
-	if err != nil {
+	partial := dir + "-partial"
+	b.context = filepath.Join(partial, "context")
+	if err := os.RemoveAll(b.context); err != nil {
 		return err
 	}
-	for _, dir := range old {
-		if err := os.RemoveAll(dir); err != nil {
-			return err
-		}
-	}
-	partial := filepath.Join(b.cache, "images-partial")
-	b.context = filepath.Join(partial, "context")
 	if err := errors.Join(b.fillContext(), b.fromContext("go", goImage)); err != nil {
 		return err
 	}
 	for _, image := range All() {
-		start := time.Now()
-		from := b.fromDockerfile
-		if image.Program != "" {
-			from = b.fromContext
-		}
-		reference := image.Reference(b.tag)
-		if err := from(image.Target, reference); err != nil {
+		if err := b.archive(image, filepath.Join(partial, image.Target+".tar")); err != nil {
 			return err
 		}
-		archive := "docker-archive:" + filepath.Join(partial, image.Target+".tar") + ":" + reference
-		if err := b.buildah("push", "--quiet", reference, archive); err != nil {
-			return err
-		}
-		fmt.Fprintf(b.progress, "images: %s built in %s\n", reference, time.Since(start).Round(100*time.Millisecond))
 	}
 	if err := os.RemoveAll(b.context); err != nil {
 		return err
 	}
-	return os.Rename(partial, dir)
+	if err := os.Rename(partial, dir); err != nil {
+		return err
+	}
+	return removeOthers(dir)
+}
+
+// archive builds an image, unless an interrupted build has done it.
+func (b *builder) archive(image Image, path string) error {
+	if built(path) {
+		return nil
+	}
+	start := time.Now()
+	from := b.fromDockerfile
+	if image.Program != "" {
+		from = b.fromContext
+	}
+	reference := image.Reference(b.tag)
+	if err := from(image.Target, reference); err != nil {
+		return err
+	}
+	unfinished := path + ".unfinished"
+	if err := os.RemoveAll(unfinished); err != nil { // buildah adds to none that is there
+		return err
+	}
+	if err := b.buildah("push", "--quiet", reference, "docker-archive:"+unfinished+":"+reference); err != nil {
+		return err
+	}
+	if err := os.Rename(unfinished, path); err != nil {
+		return err
+	}
+	fmt.Fprintf(b.progress, "images: %s built in %s\n", reference, time.Since(start).Round(100*time.Millisecond))
+	return nil
+}
+
+// removeOthers removes what is of other versions, complete or not. Under the lock nobody else
+// builds one.
+func removeOthers(dir string) error {
+	all, err := filepath.Glob(filepath.Join(filepath.Dir(dir), "images-*"))
+	if err != nil {
+		return err
+	}
+	for _, other := range all {
+		if other != dir {
+			err = errors.Join(err, os.RemoveAll(other))
+		}
+	}
+	return err
 }
 
 // fillContext compiles the tests' own programs and makes the folders of the images that have

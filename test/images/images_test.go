@@ -3,6 +3,7 @@ package images
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"debug/buildinfo"
 	"debug/elf"
 	"encoding/json"
@@ -11,11 +12,13 @@ import (
 	"os"
 	"os/exec"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/iam4kube/iam4kube/test/checkout"
+	"github.com/iam4kube/iam4kube/test/controlplane"
 )
 
 const (
@@ -98,6 +101,44 @@ func each(t *testing.T, from io.ReadCloser, do func(*tar.Header, []byte)) {
 			t.Fatal(err)
 		}
 		do(header, must(io.ReadAll(reader))(t))
+	}
+}
+
+// What took minutes must not be lost to a build that is interrupted or fails.
+func TestInterruptedBuildLosesNothing(t *testing.T) {
+	cache := t.TempDir()
+	t.Setenv(controlplane.CacheEnv, cache)
+	dir := "images-" + must(key(tag))(t)
+	for _, path := range []string{"images-older/server.tar", dir + "-partial/server.tar"} {
+		path = filepath.Join(cache, path)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, nil, 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	stop()
+	if _, err := Build(ctx, tag, io.Discard); !errors.Is(err, context.Canceled) {
+		t.Fatalf("an interrupted build: %v", err)
+	}
+	archives := func() []string {
+		found := must(filepath.Glob(filepath.Join(cache, "images-*", "*.tar")))(t)
+		for i := range found {
+			found[i] = must(filepath.Rel(cache, found[i]))(t)
+		}
+		slices.Sort(found)
+		return found
+	}
+	want := []string{dir + "-partial/server.tar", "images-older/server.tar"}
+	slices.Sort(want)
+	if got := archives(); !slices.Equal(got, want) {
+		t.Errorf("after an interrupted build: %v, want %v", got, want)
+	}
+	complete := filepath.Join(cache, dir)
+	if err := errors.Join(os.Rename(complete+"-partial", complete), removeOthers(complete)); err != nil {
+		t.Fatal(err)
+	}
+	if got := archives(); !slices.Equal(got, []string{dir + "/server.tar"}) {
+		t.Errorf("after a complete build: %v", got)
 	}
 }
 

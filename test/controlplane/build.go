@@ -2,6 +2,7 @@ package controlplane
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	"github.com/iam4kube/iam4kube/test/checkout"
+	"github.com/iam4kube/iam4kube/test/controlplane/progress"
 )
 
 // CacheEnv names the environment variable that moves the built programs to another
@@ -201,14 +203,44 @@ func buildAll(ctx context.Context, sources, binDir string, modules []buildModule
 
 // compile runs go build -v, whose lines name the packages as they are compiled. The flags are
 // those of `make build`, so that go's cache has Kubernetes' client for all who use it.
-func compile(ctx context.Context, sources string, m buildModule, out string, progress io.Writer) error {
-	name, dir, start := m.module, filepath.Join(sources, m.module), time.Now()
-	fmt.Fprintf(progress, "controlplane: building %s\n", name)
-	cmd := exec.CommandContext(ctx, "go", "build", "-v", "-trimpath", "-buildvcs=false", "-ldflags=-s -w "+m.ldflags, "-o", out, ".")
-	cmd.Dir = dir
-	// A race-instrumented, cgo or workspace build of the caller must not change this one.
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=", "GOWORK=off", "PWD="+dir)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
+func compile(ctx context.Context, sources string, m buildModule, out string, output io.Writer) error {
+	start := time.Now()
+	say := func(text string) {
+		fmt.Fprintf(output, "controlplane: building %s: %s, %s\n", m.module, time.Since(start).Round(time.Second), text)
+	}
+	fmt.Fprintf(output, "controlplane: building %s\n", m.module)
+	flags := []string{"-trimpath", "-buildvcs=false", "-ldflags=-s -w " + m.ldflags}
+	command := func(args ...string) *exec.Cmd {
+		cmd := exec.CommandContext(ctx, "go", args...)
+		cmd.Dir = filepath.Join(sources, m.module)
+		// A race-instrumented, cgo or workspace build of the caller must not change this one.
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=", "GOWORK=off", "PWD="+cmd.Dir)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
+		return cmd
+	}
+	// It takes seconds, and as long as the download of the modules.
+	list, packages, newest := command(append(append([]string{"list", "-deps", "-json=" + progress.Fields}, flags...), ".")...), bytes.Buffer{}, "reading the module"
+	list.Stdout = &packages
+	err := follow(list, func(line string) { newest = strings.TrimPrefix(line, "go: ") }, func() { say(newest) })
+	if err != nil {
+		return err
+	}
+	building, err := progress.New(&packages, runtime.GOMAXPROCS(0))
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	build := command(append(append([]string{"build", "-v"}, flags...), "-o", out, ".")...)
+	if err := follow(build, building.Line, func() { say(building.Text(time.Since(began))) }); err != nil {
+		return err
+	}
+	fmt.Fprintf(output, "controlplane: %s built in %s\n", m.module, time.Since(start).Round(time.Second))
+	return nil
+}
+
+// follow runs a command of go's, hands on the lines of its stderr, and calls tell every ten
+// seconds. The last lines are the compiler's if it fails.
+func follow(cmd *exec.Cmd, line func(string), tell func()) error {
 	output, err := cmd.StderrPipe()
 	if err != nil {
 		return err
@@ -218,17 +250,6 @@ func compile(ctx context.Context, sources string, m buildModule, out string, pro
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	failure := reportBuild(output, progress, name, start)
-	if err := cmd.Wait(); err != nil {
-		return fmt.Errorf("%w\n%s", err, failure)
-	}
-	fmt.Fprintf(progress, "controlplane: %s built in %s\n", name, time.Since(start).Round(time.Second))
-	return nil
-}
-
-// reportBuild tells every five seconds where the build is and returns the last lines,
-// which are the compiler's if the build fails.
-func reportBuild(output io.Reader, progress io.Writer, name string, start time.Time) (tail string) {
 	lines := make(chan string)
 	go func() {
 		defer close(lines)
@@ -236,23 +257,25 @@ func reportBuild(output io.Reader, progress io.Writer, name string, start time.T
 			lines <- scanner.Text()
 		}
 	}()
-	ticker := time.NewTicker(5 * time.Second)
+	ticker := time.NewTicker(10 * time.Second)
 	defer ticker.Stop()
 	const keep = 20
 	var last []string
-	packages, newest := 0, "reading the module"
 	for {
 		select {
-		case line, ok := <-lines:
-			if !ok {
-				return strings.Join(last, "\n")
+		case text, ok := <-lines:
+			if ok {
+				line(text)
+				last = append(last, text)
+				last = last[max(0, len(last)-keep):]
+				continue
 			}
-			packages, newest = packages+1, line
-			last = append(last, line)
-			last = last[max(0, len(last)-keep):]
-		case now := <-ticker.C:
-			fmt.Fprintf(progress, "controlplane: building %s: %s, %d packages compiled, newest %s\n",
-				name, now.Sub(start).Round(time.Second), packages, newest)
+			if err := cmd.Wait(); err != nil {
+				return fmt.Errorf("%w\n%s", err, strings.Join(last, "\n"))
+			}
+			return nil
+		case <-ticker.C:
+			tell()
 		}
 	}
 }

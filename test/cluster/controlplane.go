@@ -204,14 +204,14 @@ func (s *supervisor) admit(client kubernetes.Interface, node Node) error {
 
 // wait gives up early if a process has ended.
 func (s *supervisor) wait(what string, ready func(context.Context) bool) error {
-	ctx, stop := context.WithTimeout(context.Background(), time.Minute)
+	ctx, stop := context.WithTimeout(context.Background(), patience)
 	defer stop()
 	ended := ""
 	if !until(func() bool {
 		ended = s.ended()
 		return ended != "" || ready(ctx)
 	}) {
-		return fmt.Errorf("not within a minute: %s; see %s", what, filepath.Join(s.Dir, "log"))
+		return fmt.Errorf("not within %s: %s; see %s", patience, what, filepath.Join(s.Dir, "log"))
 	}
 	if ended != "" {
 		return fmt.Errorf("%s ended before %s, see %s", ended, what, filepath.Join(s.Dir, "log", ended+".log"))

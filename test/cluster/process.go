@@ -115,12 +115,15 @@ func freshProc() error {
 	return nil
 }
 
-// until polls for up to a minute, because the kernel and the programs do not tell when they are
-// ready.
+// patience with what takes seconds, on a machine that is busy with something else.
+const patience = 3 * time.Minute
+
+// until polls as long as there is patience, because the kernel and the programs do not tell when
+// they are ready.
 func until(there func() bool) bool {
 	ticker := time.NewTicker(50 * time.Millisecond)
 	defer ticker.Stop()
-	for deadline := time.Now().Add(time.Minute); ; <-ticker.C {
+	for deadline := time.Now().Add(patience); ; <-ticker.C {
 		if there() {
 			return true
 		}

@@ -5,6 +5,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	_ "embed"
 	"encoding/json"
@@ -12,6 +13,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -24,8 +26,23 @@ func main() {
 	cluster.Init()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx); err != nil {
+	context.AfterFunc(ctx, stop) // a second signal ends it at once
+	c, err := cluster.Default()
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
+		os.Exit(1)
+	}
+	d := &demo{ctx: ctx, cluster: c, watch: startWatch()}
+	err = d.run()
+	d.watch.stop()
+	if ctx.Err() != nil {
+		err = errors.New("interrupted")
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "demo:", err)
+	}
+	d.leave(err)
+	if err != nil {
 		os.Exit(1)
 	}
 }
@@ -33,20 +50,68 @@ func main() {
 type demo struct {
 	ctx     context.Context
 	cluster cluster.Cluster
+	watch   *watch
+	// since is when what counts began: what was before has been judged.
+	since time.Time
+	// loaded is whether there may be pods that ask all the time.
+	loaded bool
 }
 
-func run(ctx context.Context) error {
-	c, err := cluster.Default()
+// run tries a step again that fails, unless it shows a failure of iam4kube: on a machine that is
+// busy with something else everything is late, and what waits for it gives up.
+func (d *demo) run() error {
+	archives, err := d.build()
 	if err != nil {
 		return err
 	}
-	d := &demo{ctx: ctx, cluster: c}
-	for _, step := range []func() error{d.start, d.install, d.runPods, d.showRoles, d.replaceServer} {
-		if err := step(); err != nil {
+	d.since = time.Now()
+	start := func() error { return d.start(archives) }
+	for _, step := range []func() error{start, d.install, d.runPods, d.showRoles, d.replaceServer, d.end} {
+		if err := again(d.ctx, func() error { return d.watched(step) }, func(attempt int, err error) {
+			say("%v", err)
+			say("trying it again: attempt %d of %d", attempt, attempts)
+			d.since = time.Now()
+		}); err != nil {
 			return err
 		}
 	}
-	return d.end()
+	return nil
+}
+
+// watched has in the step's error how busy the machine was meanwhile.
+func (d *demo) watched(step func() error) error {
+	d.watch.reset()
+	before := readProcessors()
+	err := step()
+	if err == nil {
+		return nil
+	}
+	worst, _ := d.watch.seen()
+	return fmt.Errorf("%w\nMeanwhile the demo itself was up to %d ms late; %s", err, worst.Milliseconds(), before.until(readProcessors()))
+}
+
+const (
+	attempts = 3
+	pause    = 5 * time.Second
+)
+
+// again tries a step until it succeeds, fails by our fault, or has had its attempts.
+func again(ctx context.Context, step func() error, failed func(next int, err error)) error {
+	for attempt := 1; ; attempt++ {
+		err := step()
+		if err == nil || errors.Is(err, errOurs) || ctx.Err() != nil {
+			return err
+		}
+		if attempt == attempts {
+			return fmt.Errorf("%d attempts, the last: %w", attempts, err)
+		}
+		failed(attempt+1, err)
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 var begin = time.Now()
@@ -57,12 +122,13 @@ func say(format string, args ...any) {
 
 func title(text string) { fmt.Printf("\n--- %s\n", text) }
 
-func (d *demo) start() error {
+// build has what it made in the cache, whatever comes after it.
+func (d *demo) build() (archives []string, err error) {
 	title("A Kubernetes cluster: two nodes for iam4kube's server, two for everybody")
-	archives, err := images.Build(d.ctx, "demo", os.Stdout)
-	if err != nil {
-		return err
-	}
+	return images.Build(d.ctx, "demo", os.Stdout)
+}
+
+func (d *demo) start(archives []string) error {
 	say("starting it, with iam4kube's images on the nodes")
 	return d.cluster.Start(d.ctx, cluster.Options{
 		ProxyMode: "nftables", CNI: "ptp", Nodes: cluster.FourNodes(), Images: archives,
@@ -121,10 +187,12 @@ metadata: {namespace: %[1]s, name: %[3]s}
 spec:
   serviceAccountName: %[2]s
   terminationGracePeriodSeconds: 1
+  %[6]s
   containers:
     - name: program
       image: iam4kube-test/client:demo
       command: %[4]s
+      resources: {requests: {cpu: 100m}} # what measures must not be the first that waits
       env:
         - {name: AWS_ENDPOINT_URL_STS, value: "%[5]s"}
         - {name: ROLE, value: %[2]s}
@@ -151,6 +219,9 @@ var programs = [][]string{
 	{"load", "/client", "load"},
 }
 
+// loadDeadline ends what asks all the time, also when nobody is left to do so.
+const loadDeadline = "activeDeadlineSeconds: 3600"
+
 // places are the namespaces, each with its ServiceAccount and the way that its requests go.
 var places = []struct{ namespace, account, way string }{
 	{"shop", "orders", "rules in the pod, set by the init container that the webhook injects"},
@@ -165,13 +236,18 @@ func (d *demo) runPods() error {
 	}
 	var manifests strings.Builder
 	manifests.WriteString(namespaces)
+	d.loaded = true
 	for _, place := range places {
 		for _, program := range programs {
 			command, err := json.Marshal(program[1:])
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(&manifests, pod, place.namespace, place.account, program[0], command, "http://"+address)
+			deadline := ""
+			if program[0] == "load" {
+				deadline = loadDeadline
+			}
+			fmt.Fprintf(&manifests, pod, place.namespace, place.account, program[0], command, "http://"+address, deadline)
 		}
 	}
 	if _, err := d.kubectl(manifests.String(), false, "apply", "-f", "-"); err != nil {
@@ -185,92 +261,123 @@ func (d *demo) runPods() error {
 
 // showRoles waits for the first answers of AWS and shows who it says that each pod is.
 func (d *demo) showRoles() error {
+	var failures []failure
 	for _, place := range places {
 		title(fmt.Sprintf("Namespace %s: %s", place.namespace, place.way))
 		for _, program := range programs[:3] {
-			line, err := d.firstLine(place.namespace, program[0])
+			arn, failed, err := d.identity(place.namespace, program[0])
 			if err != nil {
 				return err
 			}
-			say("%-8s is %s", program[0], line)
-			if want := ":assumed-role/" + place.account + "/" + place.namespace + "@" + place.account; !strings.HasSuffix(line, want) {
-				return fmt.Errorf("want …%s", want)
+			failures = append(failures, failed...)
+			say("%-8s is %s", program[0], arn)
+			if want := ":assumed-role/" + place.account + "/" + place.namespace + "@" + place.account; !strings.HasSuffix(arn, want) {
+				return fmt.Errorf("%w: want …%s", errOurs, want)
 			}
 		}
 	}
-	return nil
+	_, delays := d.watch.seen()
+	return verdict(failures, "the programs' first attempts", delays)
 }
 
-func (d *demo) firstLine(namespace, pod string) (string, error) {
+// identity is what AWS first says that a program is, and what the program said before.
+func (d *demo) identity(namespace, pod string) (arn string, failures []failure, err error) {
 	ctx, stop := context.WithTimeout(d.ctx, time.Minute)
 	defer stop()
-	cmd, err := d.cluster.Kubectl(ctx, "-n", namespace, "logs", "--follow", pod, "-c", "program")
+	cmd, err := d.cluster.Kubectl(ctx, "-n", namespace, "logs", "--follow", "--timestamps", pod, "-c", "program", "--since-time="+d.since.Format(time.RFC3339))
 	if err != nil {
-		return "", err
+		return "", nil, err
 	}
 	output, err := cmd.StdoutPipe()
 	if err != nil {
-		return "", err
+		return "", nil, err
 	}
 	if err := cmd.Start(); err != nil {
-		return "", err
+		return "", nil, err
 	}
 	defer func() { _ = cmd.Wait() }()
 	defer stop()
-	var line string
-	if _, err := fmt.Fscanln(output, &line); err != nil {
-		return "", fmt.Errorf("the log of %s/%s: %w", namespace, pod, err)
+	arn, failures = readIdentity(namespace+"/"+pod, output)
+	if arn == "" {
+		_, delays := d.watch.seen()
+		return "", nil, cmp.Or(
+			verdict(failures, "the program's attempts", delays),
+			fmt.Errorf("%s/%s has said nothing yet", namespace, pod))
 	}
-	return line, nil
+	return arn, failures, nil
 }
 
 // replaceServer lets a replica go while everything asks.
 func (d *demo) replaceServer() error {
 	title("A replica of the server goes, and nobody notices")
+	for _, place := range places {
+		if _, err := d.load(place.namespace, func(all []second) bool { return len(all) > 0 }); err != nil {
+			return err
+		}
+	}
 	since := time.Now()
 	name, err := d.kubectl("", false, "-n", "iam4kube", "get", "pods", "-l", "app.kubernetes.io/name=iam4kube-server", "-o", "jsonpath={.items[0].metadata.name}")
 	if err != nil {
 		return err
 	}
 	if err := d.each(
-		"-n iam4kube delete pod "+name,
+		"-n iam4kube delete pod "+name+" --timeout=2m",
 		"-n iam4kube rollout status deployment/iam4kube-server --timeout=2m",
 	); err != nil {
 		return err
 	}
-	for _, place := range places {
-		if err := d.count(place.namespace, since); err != nil {
-			return err
-		}
-	}
-	return nil
+	return d.count(since, time.Now())
 }
 
-// count sums up what the load of a namespace tells of the time since then.
-func (d *demo) count(namespace string, since time.Time) error {
-	logs, err := d.kubectl("", false, "-n", namespace, "logs", "load", "-c", "program", "--since-time="+since.Format(time.RFC3339))
-	if err != nil {
-		return err
-	}
-	var requests, failed, sdks int
-	for line := range strings.Lines(logs) {
-		var second struct {
-			Counts   map[string]struct{ Done int }
-			Failures []any
+// count sums up what the load of all namespaces tells of a stretch of time.
+func (d *demo) count(from, to time.Time) error {
+	var sum tally
+	for _, place := range places {
+		all, err := d.load(place.namespace, func(all []second) bool { return told(all, to) })
+		if err != nil {
+			return err
 		}
-		if err := json.Unmarshal([]byte(line), &second); err != nil {
-			return fmt.Errorf("%q: %w", line, err)
+		var here tally
+		here.count(place.namespace, all, from, to)
+		say("%s: %d requests for metadata and %d starts of an AWS SDK meanwhile, %d failed; this machine was up to %d ms late",
+			place.namespace, here.requests, here.sdks, len(here.failures), here.worst.Milliseconds())
+		if here.requests == 0 || here.sdks == 0 {
+			return fmt.Errorf("the load of %s asked for nothing", place.namespace)
 		}
-		requests += second.Counts["new"].Done + second.Counts["kept"].Done
-		sdks += second.Counts["sdk"].Done
-		failed += len(second.Failures)
+		sum.add(here)
 	}
-	say("%s: %d requests for metadata and %d starts of an AWS SDK meanwhile, %d failed", namespace, requests, sdks, failed)
-	if requests == 0 || failed > 0 {
-		return errors.New("want requests, and none that failed")
-	}
-	return nil
+	// Both places are on one machine.
+	_, delays := d.watch.seen()
+	return verdict(sum.failures, fmt.Sprintf("%d requests", sum.requests+sum.sdks), append(delays, sum.delays...))
 }
+
+// load is what a namespace's load has told, once that is enough.
+func (d *demo) load(namespace string, enough func([]second) bool) ([]second, error) {
+	ctx, stop := context.WithTimeout(d.ctx, 2*time.Minute)
+	defer stop()
+	ticker := time.NewTicker(time.Second)
+	defer ticker.Stop()
+	for {
+		cmd, err := d.cluster.Kubectl(ctx, "-n", namespace, "logs", "load", "-c", "program")
+		if err != nil {
+			return nil, err
+		}
+		var failure bytes.Buffer
+		cmd.Stderr = &failure
+		log, err := cmd.Output()
+		if all := readSeconds(string(log)); err == nil && enough(all) {
+			// The pod's own log goes with it.
+			return all, os.WriteFile(filepath.Join(d.logs(), "load-"+namespace+".log"), log, 0o644)
+		}
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("the load of %s has not told enough: %w %s", namespace, cmp.Or(err, ctx.Err()), failure.String())
+		}
+	}
+}
+
+func (d *demo) logs() string { return filepath.Join(d.cluster.Dir, "log") }
 
 func (d *demo) end() error {
 	status, err := d.cluster.Status(d.ctx)
@@ -279,9 +386,37 @@ func (d *demo) end() error {
 	}
 	fmt.Println()
 	say("packets that reached the metadata service of the machine: %d", status.Leaks)
-	fmt.Printf("\nThe cluster goes on: `make demo-shell` to look around, `make demo-down` to take it down.\n")
 	if status.Leaks > 0 {
-		return errors.New("want none")
+		return fmt.Errorf("%w: want none", errOurs)
 	}
 	return nil
+}
+
+// leave ends what keeps the machine busy, whatever the demo came to, and says what to do next.
+func (d *demo) leave(err error) {
+	ctx, stop := context.WithTimeout(context.WithoutCancel(d.ctx), time.Minute)
+	defer stop()
+	_, gone := d.cluster.Status(ctx)
+	if gone == nil && d.loaded {
+		d.endLoad(ctx)
+	}
+	fmt.Println()
+	if gone == nil {
+		fmt.Println("The cluster goes on: `make demo-shell` to look around, `make demo-down` to take it down.")
+	} else {
+		fmt.Println("No cluster is running; `make demo-down` removes what is left of it.")
+	}
+	if err != nil {
+		fmt.Println("`make demo` begins anew, with all that has been built.")
+	}
+	fmt.Printf("Logs: %s\n", d.logs())
+}
+
+func (d *demo) endLoad(ctx context.Context) {
+	last := &demo{ctx: ctx, cluster: d.cluster}
+	for _, place := range places {
+		if _, err := last.kubectl("", false, "-n", place.namespace, "delete", "pod", "load", "--ignore-not-found", "--wait=false"); err != nil {
+			say("%v\nThe load of %s goes on until then, or for an hour.", err, place.namespace)
+		}
+	}
 }

@@ -156,8 +156,13 @@ func (s *supervisor) startControlPlane() error {
 			return err
 		}
 	}
-	if err := command(filepath.Join(s.BinDir, "kubectl"), "--kubeconfig="+s.userFile("admin"), "apply", "--server-side", "-f", s.CRDs); err != nil {
-		return err
+	// On a busy machine the API server gives up on some of them.
+	var last error
+	if err := s.wait("cert-manager's resources are known", func(context.Context) bool {
+		last = command(filepath.Join(s.BinDir, "kubectl"), "--kubeconfig="+s.userFile("admin"), "apply", "--server-side", "-f", s.CRDs)
+		return last == nil
+	}); err != nil {
+		return errors.Join(err, last)
 	}
 	if err := s.startProgram(certManager); err != nil {
 		return err

@@ -23,7 +23,7 @@ import (
 // the answers of the others have the same length.
 func startBare(b *testing.B, ours *peer) *peer {
 	b.Helper()
-	program, err := environment.Build("test/bench/bare", "-trimpath")
+	program, err := environment.Build("test/bench/bare")
 	if err != nil {
 		b.Fatal(err)
 	}

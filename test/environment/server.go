@@ -95,7 +95,7 @@ func (e *Environment) StartReleased(t testing.TB, flags ...string) (*Server, *os
 	return e.startProgram(t, path, (*exec.Cmd).Start, flags)
 }
 
-var released = sync.OnceValues(func() (string, error) { return Build("cmd/server", "-trimpath") })
+var released = sync.OnceValues(func() (string, error) { return Build("cmd/server") })
 
 func (e *Environment) startProgram(t testing.TB, path string, start func(*exec.Cmd) error, flags []string) (*Server, *os.Process) {
 	t.Helper()
@@ -323,7 +323,8 @@ var program = sync.OnceValues(func() (string, error) { return Build("cmd/server"
 
 // Build builds the program whose main package is in this folder of the repository, and
 // returns its path, which is in a folder that stays: an unchanged program is not linked
-// again. A package whose tests have no network builds before they lose it.
+// again. A package whose tests have no network builds before they lose it. Without -race the
+// flags are those of `make build`, whose packages go's cache has.
 func Build(folder string, flags ...string) (path string, err error) {
 	cache, err := controlplane.CacheDir()
 	if err != nil {
@@ -347,7 +348,8 @@ func Build(folder string, flags ...string) (path string, err error) {
 	command := exec.Command("go", append(append([]string{"build"}, flags...), "-o", path, ".")...)
 	command.Dir = checkout.Path(folder)
 	if !slices.Contains(flags, "-race") {
-		command.Env = append(os.Environ(), "CGO_ENABLED=0") // as make build does
+		command.Args = slices.Insert(command.Args, 2, "-trimpath")
+		command.Env = append(os.Environ(), "CGO_ENABLED=0")
 	}
 	if output, err := command.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("building %s: %w: %s", folder, err, output)

@@ -17,7 +17,7 @@ import (
 
 // build builds what is put into pods, as make build does.
 func build() (path string, err error) {
-	return environment.Build("cmd/ip2service", "-trimpath", "-ldflags=-s -w", "-tags=podonly")
+	return environment.Build("cmd/ip2service", "-ldflags=-s -w", "-tags=podonly")
 }
 
 func released(t *testing.T) (path string) {

@@ -20,9 +20,9 @@ import (
 func program(t testing.TB, image string) string {
 	t.Helper()
 	name, _, _ := strings.Cut(strings.TrimPrefix(image, "iam4kube/"), ":")
-	flags := []string{"-trimpath"}
+	var flags []string
 	if name == "ip2service-init" {
-		name, flags = "ip2service", append(flags, "-tags=podonly")
+		name, flags = "ip2service", []string{"-tags=podonly"}
 	}
 	path, err := environment.Build("cmd/"+name, flags...)
 	if err != nil {

@@ -55,7 +55,7 @@ func Program(race bool) (path string, err error) {
 	if race {
 		return environment.Build("cmd/ip2service", "-race")
 	}
-	return environment.Build("cmd/ip2service", "-trimpath")
+	return environment.Build("cmd/ip2service")
 }
 
 // Service is a name that EndpointSlices belong to.

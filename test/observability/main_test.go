@@ -44,7 +44,7 @@ func TestMain(m *testing.M) {
 func build() error {
 	_, controlPlane := controlplane.Build(context.Background())
 	_, race := environment.Build("cmd/server", "-race")
-	_, released := environment.Build("cmd/server", "-trimpath")
+	_, released := environment.Build("cmd/server")
 	return errors.Join(controlPlane, race, released)
 }
 

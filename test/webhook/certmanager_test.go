@@ -37,7 +37,7 @@ func TestCertManager(t *testing.T) {
 	}
 	startCertManager(t, program, crds)
 	dir := t.TempDir()
-	h := startProgram(t, "-race", "--cert-dir", dir)
+	h := startProgram(t, []string{"-race"}, "--cert-dir", dir)
 	notReady(t, h, "no certificate yet")
 	client := h.clientConfig()
 	client.CABundle = nil

@@ -174,7 +174,7 @@ func notReady(t testing.TB, h *hook, part string) {
 
 func TestReadyOnlyWithACertificate(t *testing.T) {
 	empty := t.TempDir()
-	h := startProgram(t, "-race", "--cert-dir", empty)
+	h := startProgram(t, []string{"-race"}, "--cert-dir", empty)
 	notReady(t, h, "no certificate yet")
 	if _, err := h.logs.Wait(t.Context(), "no usable certificate yet"); err != nil {
 		t.Fatal(err)

@@ -86,10 +86,10 @@ func start(t testing.TB, change ...func(*webhook.Config)) *hook {
 	return h
 }
 
-// startProgram runs the program with these flags, with what start does besides.
-func startProgram(t testing.TB, buildFlag string, flags ...string) *hook {
+// startProgram runs the program, built with these flags, with what start does besides.
+func startProgram(t testing.TB, buildFlags []string, flags ...string) *hook {
 	t.Helper()
-	path, err := environment.Build("cmd/webhook", buildFlag)
+	path, err := environment.Build("cmd/webhook", buildFlags...)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -131,7 +131,7 @@ func without(t *testing.T, part, by string) string {
 // TestHostileReviewsAreNeverAllowed: what is no review of the API server is refused, and
 // the webhook goes on.
 func TestHostileReviewsAreNeverAllowed(t *testing.T) {
-	h := startProgram(t, "-race")
+	h := startProgram(t, []string{"-race"})
 	h.waitReady(t)
 	client := h.client(t, true)
 	request := func(method, path, contentType, body string) *http.Request {

@@ -55,7 +55,7 @@ func createAtRate(t testing.TB, namespace string, count int) time.Duration {
 // new certificate, which is added to the caBundle. A changed caBundle makes the API server
 // open new connections, so that it sees the new certificates.
 func TestCertificateRotation(t *testing.T) {
-	h := startProgram(t, "-race")
+	h := startProgram(t, []string{"-race"})
 	h.waitReady(t)
 	install(t, h)
 	namespace := newNamespace(t, inject.Enabled, nil)
@@ -129,7 +129,7 @@ func addToBundle(t testing.TB, pem []byte) {
 // 200 pods a second. Each pod is two reviews: the API server asks again after its own
 // admission has added to what was injected.
 func BenchmarkInjection(b *testing.B) {
-	h := startProgram(b, "-trimpath")
+	h := startProgram(b, nil)
 	h.waitReady(b)
 	install(b, h)
 	namespace := newNamespace(b, inject.Enabled, nil)

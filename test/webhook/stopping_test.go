@@ -13,7 +13,7 @@ import (
 // TestReviewsUnderWayAtSIGTERMAreAnswered: the header was read and half of the body, by as
 // many connections as reviews and by one connection of many reviews.
 func TestReviewsUnderWayAtSIGTERMAreAnswered(t *testing.T) {
-	h := startProgram(t, "-race")
+	h := startProgram(t, []string{"-race"})
 	h.waitReady(t)
 	var reviews sync.WaitGroup
 	var rest []*io.PipeWriter

@@ -121,6 +121,9 @@ func (c Cluster) Start(ctx context.Context, options Options, progress io.Writer)
 	if err := os.MkdirAll(filepath.Join(c.Dir, "log"), 0o755); err != nil {
 		return err
 	}
+	if s.Images, err = c.keep(options.Images); err != nil {
+		return err
+	}
 	if s.Left, err = os.Readlink("/proc/self/ns/net"); err != nil {
 		return err
 	}
@@ -128,6 +131,22 @@ func (c Cluster) Start(ctx context.Context, options Options, progress io.Writer)
 		return errors.Join(err, c.stopProcesses())
 	}
 	return nil
+}
+
+// keep links the archives into Dir: a node that is powered on imports them again, and whoever
+// builds other images removes these.
+func (c Cluster) keep(archives []string) (kept []string, err error) {
+	folder := filepath.Join(c.Dir, "images")
+	if err := os.MkdirAll(folder, 0o755); err != nil {
+		return nil, err
+	}
+	for _, archive := range archives {
+		kept = append(kept, filepath.Join(folder, filepath.Base(archive)))
+		if err := os.Link(archive, kept[len(kept)-1]); err != nil {
+			return nil, err
+		}
+	}
+	return kept, nil
 }
 
 // supervise starts the supervisor and follows its progress until the cluster is up.

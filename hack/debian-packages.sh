@@ -41,7 +41,8 @@ fi
 
 echo "installing ${missing[*]}"
 export DEBIAN_FRONTEND=noninteractive
-apt-get update -q
+# Lists of the last hour do: one target after the other comes here.
+[[ $(find /var/lib/apt/lists -name '*_Packages*' -cmin -60 2>/dev/null) ]] || apt-get update -q
 apt-get install -y -q --no-install-recommends "${missing[@]}"
 
 for package in "${missing[@]}"; do

@@ -214,7 +214,8 @@ func compile(ctx context.Context, sources string, m buildModule, out string, out
 		cmd := exec.CommandContext(ctx, "go", args...)
 		cmd.Dir = filepath.Join(sources, m.module)
 		// A race-instrumented, cgo or workspace build of the caller must not change this one.
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=", "GOWORK=off", "PWD="+cmd.Dir)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=", "GOWORK=off", "PWD="+cmd.Dir,
+			"GOGC=400", "GOMEMLIMIT=3GiB") // as in Makefile
 		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
 		return cmd
 	}

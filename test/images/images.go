@@ -230,7 +230,7 @@ func (b *builder) fillContext() error {
 		}
 		cmd := exec.CommandContext(b.ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(b.context, image.Target), image.Program)
 		cmd.Dir = checkout.Path("test")
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=", "GOWORK=off")
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=", "GOWORK=off", "GOGC=400", "GOMEMLIMIT=3GiB") // as in Makefile
 		if output, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("compiling %s: %w: %s", image.Program, err, output)
 		}

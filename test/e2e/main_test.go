@@ -3,8 +3,10 @@
 // Package e2e runs what users apply, on a real cluster, with real pods: `make e2e`.
 //
 // One run is one column: kube-proxy's mode by IAM4KUBE_E2E_PROXY (nftables, iptables), the CNI
-// plug-in by IAM4KUBE_E2E_CNI (ptp, bridge). With IAM4KUBE_E2E_KEEP the cluster stays, for
-// `cluster shell`. Throughout the run no packet may reach the metadata service of the machine.
+// plug-in by IAM4KUBE_E2E_CNI (ptp, bridge). With IAM4KUBE_E2E_LONG it has also what takes
+// minutes of waiting and differs from the rest in nothing but its length. With
+// IAM4KUBE_E2E_KEEP the cluster stays, for `cluster shell`. Throughout the run no packet may
+// reach the metadata service of the machine.
 package e2e
 
 import (
@@ -42,6 +44,7 @@ var (
 	client  kubernetes.Interface
 	proxy   = cmp.Or(os.Getenv("IAM4KUBE_E2E_PROXY"), "nftables")
 	cni     = cmp.Or(os.Getenv("IAM4KUBE_E2E_CNI"), "ptp")
+	long    = os.Getenv("IAM4KUBE_E2E_LONG") != ""
 )
 
 func TestMain(m *testing.M) {

@@ -92,7 +92,8 @@ func (d *demo) watched(step func() error) error {
 
 const (
 	attempts = 3
-	pause    = 5 * time.Second
+	// pause is longer than the load's requests take, so that all that hung has ended.
+	pause = 30 * time.Second
 )
 
 // again tries a step until it succeeds, fails by our fault, or has had its attempts.

@@ -18,8 +18,8 @@ GOVULNCHECK := $(TOOLS)/govulncheck-$(GOVULNCHECK_VERSION)/govulncheck
 MODULES := . test
 # The packages of test/ that need neither root nor an API server, by the ends of their names.
 TEST_UNIT := demo|docs|fakests|progress
-# Those that measure milliseconds: one after the other, and nothing beside them.
-TEST_ALONE := clients|inpod|outage|routing|routingload|rules|server
+# Those that measure milliseconds: one for each of two cores.
+TEST_TIMED := outage|routingload|server
 # Those that have benchmarks alone, for `bench` and `bench-scale`; `lint` compiles them.
 TEST_BENCH := bench|benchrouting|benchscale
 # All with tests: those without would be compiled, too.
@@ -45,8 +45,9 @@ build: ## the programs, static, into bin/; ip2service-init is ip2service without
 	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -tags podonly -o bin/ip2service-init ./cmd/ip2service
 
 ##@ Test
-# -vet=off: `lint` vets. Here, go would do it once more, and with it all dependencies.
-GOTEST := go test -race -vet=off
+# -vet=off: `lint` vets. Here, go would do it once more, and with it all dependencies. -trimpath: what one checkout has
+# compiled serves another.
+GOTEST := go test -race -vet=off -trimpath
 
 # -count=1: go's cache does not notice changes of files outside of the module, as those of docs/.
 .PHONY: test-unit
@@ -54,11 +55,11 @@ test-unit: ## what needs no root and no API server, within a minute
 	$(GOTEST) $(TESTFLAGS) ./...
 	cd test && $(GOTEST) -count=1 $(TESTFLAGS) $$($(TEST_PACKAGES) | grep -E '/($(TEST_UNIT))$$')
 
-# The other packages are beside each other, because they wait more than they work.
+# Packages, and parallel tests in them, are beside each other, because they wait more than they work. -count=1 as above.
 .PHONY: test
 test: test-unit test-tools ## everything, as root on Debian: real API server, real AWS clients in network namespaces
-	cd test && $(GOTEST) -p 4 -timeout 30m $(TESTFLAGS) $$($(TEST_PACKAGES) | grep -Ev '/($(TEST_UNIT)|$(TEST_ALONE)|$(TEST_BENCH))$$')
-	cd test && $(GOTEST) -p 1 -timeout 30m $(TESTFLAGS) $$($(TEST_PACKAGES) | grep -E '/($(TEST_ALONE))$$')
+	cd test && $(GOTEST) -count=1 -p 4 -parallel 8 -timeout 30m $(TESTFLAGS) $$($(TEST_PACKAGES) | grep -Ev '/($(TEST_UNIT)|$(TEST_TIMED)|$(TEST_BENCH))$$')
+	cd test && $(GOTEST) -count=1 -p 2 -parallel 8 -timeout 30m $(TESTFLAGS) $$($(TEST_PACKAGES) | grep -E '/($(TEST_TIMED))$$')
 
 .PHONY: bench
 bench: control-plane ## throughput and latency beside a bare net/http server; wake-up of 10,000; rules beside iptables; injection

@@ -33,6 +33,7 @@ func wantConfined(t *testing.T, pod *corev1.Pod, container string) {
 }
 
 func TestIP2ServiceHasNothingButNetAdmin(t *testing.T) {
+	t.Parallel()
 	pods, err := client.CoreV1().Pods(own).List(t.Context(), metav1.ListOptions{LabelSelector: "app.kubernetes.io/name=iam4kube-ip2service"})
 	if err != nil {
 		t.Fatal(err)
@@ -109,6 +110,7 @@ func hold(t *testing.T, node string) (release func()) {
 // Without NET_ADMIN the kernel does not even start the program, whoever runs it: that is what
 // a user sees where admission takes the capability away instead of refusing the pod.
 func TestWithoutNetAdminTheInitContainerCannotStart(t *testing.T) {
+	t.Parallel()
 	root, user, no := int64(0), int64(65532), false
 	ns := namespace(t, nodeWide)
 	for name, uid := range map[string]*int64{"as-root": &root, "as-65532": &user} {

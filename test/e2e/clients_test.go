@@ -21,9 +21,8 @@ import (
 
 // Every client of test/clients/programs, unmodified, gets its own pod's role in a real pod, on
 // both paths.
-//
-//nolint:tparallel // other tests disturb the cluster: none may run beside it
 func TestEveryClientGetsItsPodsRole(t *testing.T) {
+	t.Parallel()
 	t.Cleanup(func() { wantNoLeaks(t) })
 	s3, s3TLS := fakeS3(t)
 	for way, name := range map[path]string{nodeWide: "role-13", inPod: "role-14"} {

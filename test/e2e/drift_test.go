@@ -12,6 +12,7 @@ import (
 // What is applied is what is there, to the last field: nothing of it was dropped, and nothing in
 // the cluster has changed it.
 func TestNoDrift(t *testing.T) {
+	t.Parallel()
 	for _, kustomization := range []string{"../../manifests/namespace", both} {
 		// It exits with 1 and the differences if there are any.
 		if output, err := kubectl(t.Context(), "", "diff", "-k", kustomization); err != nil || output != "" {
@@ -22,6 +23,7 @@ func TestNoDrift(t *testing.T) {
 
 // Who changes to server-side apply meets no conflict with the client-side apply before it.
 func TestServerSideApplyTakesOver(t *testing.T) {
+	t.Parallel()
 	for _, kustomization := range []string{"../../manifests/namespace", both} {
 		mustKubectl(t, "apply", "--server-side", "--dry-run=server", "--validate=strict", "-k", kustomization)
 	}
@@ -30,6 +32,7 @@ func TestServerSideApplyTakesOver(t *testing.T) {
 // Every field of every overlay is known to the API server, cert-manager's included. What is
 // there differs from most of them: that is what conflicts are forced for.
 func TestOverlaysPassStrictFieldValidation(t *testing.T) {
+	t.Parallel()
 	overlays, err := filepath.Glob("../../manifests/*/kustomization.yaml")
 	if err != nil || len(overlays) < 9 {
 		t.Fatalf("%q, %v", overlays, err)
@@ -44,6 +47,7 @@ func TestOverlaysPassStrictFieldValidation(t *testing.T) {
 			continue // a transformer
 		}
 		t.Run(filepath.Base(overlay), func(t *testing.T) {
+			t.Parallel()
 			output := mustKubectl(t, "apply", "--server-side", "--force-conflicts", "--dry-run=server", "--validate=strict", "-k", overlay)
 			if !strings.Contains(output, "serverside-applied (server dry run)") {
 				t.Errorf("nothing was applied: %s", output)

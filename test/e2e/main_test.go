@@ -7,6 +7,9 @@
 // minutes of waiting and differs from the rest in nothing but its length. With
 // IAM4KUBE_E2E_KEEP the cluster stays, for `cluster shell`. Throughout the run no packet may
 // reach the metadata service of the machine.
+//
+// Tests that disturb the cluster, or measure, come first, one after the other; those that call
+// t.Parallel are beside each other after them.
 package e2e
 
 import (

@@ -83,9 +83,8 @@ func wantMessage(t *testing.T, text, message string) {
 
 // What is wrong with a ServiceAccount or its role is told by the answer, by an event on the
 // pod, and in injected pods by the init container, which lets the pod start.
-//
-//nolint:tparallel // other tests disturb the cluster: none may run beside it
 func TestWrongRoles(t *testing.T) {
+	t.Parallel()
 	for _, way := range []path{nodeWide, inPod} {
 		ns := namespace(t, way)
 		for name, annotations := range map[string][]string{
@@ -121,6 +120,7 @@ func TestWrongRoles(t *testing.T) {
 // Pods on the host's network are not intercepted. Those that ask the Service itself are told
 // why they get nothing.
 func TestHostNetwork(t *testing.T) {
+	t.Parallel()
 	ns := namespace(t, nodeWide)
 	role(t, ns, "role-01")
 	service, err := client.CoreV1().Services(own).Get(t.Context(), "iam4kube", metav1.GetOptions{})
@@ -176,6 +176,7 @@ func wantInitFailure(t *testing.T, pod *corev1.Pod, message string) {
 }
 
 func TestNoNetAdminAllowed(t *testing.T) {
+	t.Parallel()
 	ns := namespace(t, inPod)
 	mustKubectl(t, "label", "namespace", ns, "pod-security.kubernetes.io/enforce=baseline")
 	var err error

@@ -14,9 +14,8 @@ import (
 // Pods, init containers of the user's own and Jobs ask at once, on both workers, on both
 // paths, and are made in the moment in which their ServiceAccounts are: each gets its own
 // role, and the server sees its own address.
-//
-//nolint:tparallel // other tests disturb the cluster: none may run beside it
 func TestEveryPodGetsItsOwnRole(t *testing.T) {
+	t.Parallel()
 	t.Cleanup(func() { wantNoLeaks(t) })
 	next := 0
 	for _, way := range []path{nodeWide, inPod} {

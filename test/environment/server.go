@@ -323,8 +323,8 @@ var program = sync.OnceValues(func() (string, error) { return Build("cmd/server"
 
 // Build builds the program whose main package is in this folder of the repository, and
 // returns its path, which is in a folder that stays: an unchanged program is not linked
-// again. A package whose tests have no network builds before they lose it. Without -race the
-// flags are those of `make build`, whose packages go's cache has.
+// again. A package whose tests have no network builds before they lose it. The flags are those
+// of `make build`, with -race those of the tests, so that go's cache has the packages.
 func Build(folder string, flags ...string) (path string, err error) {
 	cache, err := controlplane.CacheDir()
 	if err != nil {
@@ -345,10 +345,9 @@ func Build(folder string, flags ...string) (path string, err error) {
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
 		return "", fmt.Errorf("locking %s: %w", lock.Name(), err)
 	}
-	command := exec.Command("go", append(append([]string{"build"}, flags...), "-o", path, ".")...)
+	command := exec.Command("go", append(append([]string{"build", "-trimpath"}, flags...), "-o", path, ".")...)
 	command.Dir = checkout.Path(folder)
 	if !slices.Contains(flags, "-race") {
-		command.Args = slices.Insert(command.Args, 2, "-trimpath")
 		command.Env = append(os.Environ(), "CGO_ENABLED=0")
 	}
 	if output, err := command.CombinedOutput(); err != nil {

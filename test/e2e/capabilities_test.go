@@ -64,10 +64,7 @@ func TestInitContainerHasNothingButNetAdmin(t *testing.T) {
 		create(t, pod)
 	}
 	for name := range pods {
-		pod := waitPod(t, ns, name, func(pod *corev1.Pod) bool {
-			init := pod.Status.InitContainerStatuses
-			return len(init) > 0 && init[0].State.Running != nil
-		})
+		pod := waitPod(t, ns, name, initialising)
 		wantConfined(t, pod, "iam4kube-ip2service")
 	}
 	release()

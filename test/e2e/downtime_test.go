@@ -22,23 +22,19 @@ const serverPods = "app.kubernetes.io/name=iam4kube-server"
 func TestZeroDowntime(t *testing.T) {
 	l := startLoad(t)
 	t.Cleanup(func() { wantNoLeaks(t) })
-	type phase struct {
+	for _, phase := range []struct {
 		name string
 		run  func(*testing.T, *load)
-	}
-	phases := []phase{
+	}{
 		{"a replica is deleted", deletion},
 		{"a node is drained", drain},
 		{"rolling update of the server", restart("deployment/iam4kube-server")},
 		{"rolling update of ip2service", restart("daemonset/iam4kube-ip2service")},
 		{"SIGKILL of a replica", sigkill},
 		{"API server down for a minute", outage(time.Minute)},
+		{"API server down for five minutes", outage(5 * time.Minute)},
 		{"power-off of a replica's node", powerOff},
-	}
-	if long {
-		phases = slices.Insert(phases, len(phases)-1, phase{"API server down for five minutes", outage(5 * time.Minute)})
-	}
-	for _, phase := range phases {
+	} {
 		t.Run(phase.name, func(t *testing.T) { phase.run(t, l) })
 	}
 }

@@ -3,10 +3,8 @@
 // Package e2e runs what users apply, on a real cluster, with real pods: `make e2e`.
 //
 // One run is one column: kube-proxy's mode by IAM4KUBE_E2E_PROXY (nftables, iptables), the CNI
-// plug-in by IAM4KUBE_E2E_CNI (ptp, bridge). With IAM4KUBE_E2E_LONG it has also what takes
-// minutes of waiting and differs from the rest in nothing but its length. With
-// IAM4KUBE_E2E_KEEP the cluster stays, for `cluster shell`. Throughout the run no packet may
-// reach the metadata service of the machine.
+// plug-in by IAM4KUBE_E2E_CNI (ptp, bridge). With IAM4KUBE_E2E_KEEP the cluster stays, for
+// `cluster shell`. Throughout the run no packet may reach the metadata service of the machine.
 //
 // Tests that disturb the cluster, or measure, come first, one after the other; those that call
 // t.Parallel are beside each other after them.
@@ -47,7 +45,6 @@ var (
 	client  kubernetes.Interface
 	proxy   = cmp.Or(os.Getenv("IAM4KUBE_E2E_PROXY"), "nftables")
 	cni     = cmp.Or(os.Getenv("IAM4KUBE_E2E_CNI"), "ptp")
-	long    = os.Getenv("IAM4KUBE_E2E_LONG") != ""
 )
 
 func TestMain(m *testing.M) {

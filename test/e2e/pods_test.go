@@ -141,6 +141,12 @@ func waitFor(t *testing.T, namespace string, selected metav1.ListOptions, wanted
 	return event.Object.(*corev1.Pod)
 }
 
+// initialising: its first init container runs.
+func initialising(pod *corev1.Pod) bool {
+	init := pod.Status.InitContainerStatuses
+	return len(init) > 0 && init[0].State.Running != nil
+}
+
 func running(pod *corev1.Pod) bool { return pod.Status.Phase == corev1.PodRunning }
 
 func ended(pod *corev1.Pod) bool {

@@ -18,6 +18,9 @@ GOVULNCHECK := $(TOOLS)/govulncheck-$(GOVULNCHECK_VERSION)/govulncheck
 MODULES := . test
 # The packages of test/ that need neither root nor an API server, by the ends of their names.
 TEST_UNIT := demo|docs|fakests|progress
+# Those that run nothing of ours beside each other, or simulate hours: without the race detector, which makes them ten
+# times slower. What is simulated, packages sts, server and internal/server/credentials run with it.
+TEST_PLAIN := credentials|images|manifests
 # Those that measure milliseconds: one for each of two cores.
 TEST_TIMED := outage|routingload|server
 # Those that have benchmarks alone, for `bench` and `bench-scale`; `lint` compiles them.
@@ -59,7 +62,8 @@ test-unit: ## what needs no root and no API server, within a minute
 # Packages, and parallel tests in them, are beside each other, because they wait more than they work. -count=1 as above.
 .PHONY: test
 test: test-unit test-tools ## everything, as root on Debian: real API server, real AWS clients in network namespaces
-	cd test && $(GOTEST) -count=1 -p 4 -parallel 8 -timeout 30m $(TESTFLAGS) $$($(TEST_PACKAGES) | grep -Ev '/($(TEST_UNIT)|$(TEST_TIMED)|$(TEST_BENCH))$$')
+	cd test && CGO_ENABLED=0 $(filter-out -race,$(GOTEST)) -count=1 -p 4 -parallel 8 -timeout 30m $(TESTFLAGS) $$($(TEST_PACKAGES) | grep -E '/($(TEST_PLAIN))$$')
+	cd test && $(GOTEST) -count=1 -p 4 -parallel 8 -timeout 30m $(TESTFLAGS) $$($(TEST_PACKAGES) | grep -Ev '/($(TEST_UNIT)|$(TEST_PLAIN)|$(TEST_TIMED)|$(TEST_BENCH))$$')
 	cd test && $(GOTEST) -count=1 -p 2 -parallel 8 -timeout 30m $(TESTFLAGS) $$($(TEST_PACKAGES) | grep -E '/($(TEST_TIMED))$$')
 
 .PHONY: bench

@@ -87,7 +87,7 @@ func TestOutage(t *testing.T) {
 		{lasts: 27 * time.Minute},
 		// Back-off of what somebody waits for is 15 s at most, of the rest 5 min; a hanging
 		// attempt adds its 10 s, and a throttled server takes some seconds to speed up.
-		{lasts: time.Hour, awaited: 40 * time.Second, all: 5*time.Minute + 40*time.Second},
+		{lasts: 2 * time.Hour, awaited: 40 * time.Second, all: 5*time.Minute + 40*time.Second},
 	} {
 		for _, effect := range []fakests.Effect{fakests.ServiceUnavailable, fakests.Hang, fakests.Reset, fakests.Throttling} {
 			t.Run(fmt.Sprint(outage.lasts, effect), func(t *testing.T) {

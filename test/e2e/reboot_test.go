@@ -126,7 +126,7 @@ func TestStartupTaint(t *testing.T) {
 func TestNodeStartsKubeProxyAgain(t *testing.T) {
 	const node = "worker-1"
 	before := strings.TrimSpace(onNode(t, node, "pidof", "kube-proxy"))
-	onNode(t, node, "kill", before)
+	onNode(t, node, "sh", "-c", "kill "+before) // a minimal Debian has no kill
 	eventually(t, "another kube-proxy", func() bool {
 		now := onNode(t, node, "sh", "-c", "pidof kube-proxy; true")
 		return len(strings.Fields(now)) == 1 && strings.TrimSpace(now) != before

@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -185,4 +186,39 @@ func TestNoNetAdminAllowed(t *testing.T) {
 	})
 	wantMessage(t, err.Error(), setups["no NET_ADMIN allowed"].kubectl)
 	wantMessage(t, err.Error(), `pods "refused" is forbidden: violates PodSecurity "baseline:latest": non-default capabilities (container "iam4kube-ip2service" must not include "NET_ADMIN" in securityContext.capabilities.add)`)
+}
+
+// Without a ready server pods are refused at once; one that is injected does not start, and
+// says why after a minute. Without the webhook it is refused.
+func TestNoServerNoWebhook(t *testing.T) {
+	t.Cleanup(func() { reinstall(t) })
+	var pods []*corev1.Pod
+	for i, way := range []path{nodeWide, inPod} {
+		ns, name := namespace(t, way), fmt.Sprintf("role-%02d", 1+i)
+		role(t, ns, name)
+		create(t, clientPod(ns, name, "wait"))
+		pods = append(pods, waitPod(t, ns, name, running))
+	}
+	mustKubectl(t, "--namespace="+own, "scale", "deployment/iam4kube-server", "--replicas=0")
+	gone(t, "server")
+	for _, pod := range pods {
+		start := time.Now()
+		output, _ := kubectl(t.Context(), "", "--namespace="+pod.Namespace, "exec", pod.Name, "--container=client", "--", "/client", "once")
+		wantMessage(t, decode(t, []byte(output)).Error, setups["no ready server"].answer)
+		if took := time.Since(start); took > 3*time.Second {
+			t.Errorf("%s: refused after %s", pod.Namespace, took)
+		}
+	}
+	injected := newPods(t, pods[1:], "once")[0]
+
+	mustKubectl(t, "--namespace="+own, "scale", "deployment/iam4kube-webhook", "--replicas=0")
+	gone(t, "webhook")
+	_, err := client.CoreV1().Pods(injected.Namespace).Create(t.Context(), clientPod(injected.Namespace, "default", "once"), metav1.CreateOptions{})
+	if err == nil {
+		t.Fatal("a pod was made without the webhook")
+	}
+	wantMessage(t, err.Error(), setups["webhook down"].kubectl)
+
+	wantInitFailure(t, waitPod(t, injected.Namespace, injected.Name, ended), setups["no ready server"].init)
+	wantNoLeaks(t)
 }

@@ -98,7 +98,7 @@ func (x *Index) release(key types.NamespacedName) {
 // by ServiceAccount would cost memory for every pod. It needs mu.
 func (x *Index) reportPods(key types.NamespacedName, err *role.AnnotationError) {
 	for _, p := range x.pods {
-		if p.account() == key && !p.Ended {
+		if p.account() == key && p.hasOwnAddresses() {
 			x.observer.BadAnnotation(p, err)
 		}
 	}

@@ -10,7 +10,9 @@ import (
 type PodState struct {
 	Namespace, Name, ServiceAccount, Node string
 	Addresses                             []netip.Addr
-	Terminating, Ended                    bool
+	Terminating                           bool
+	// Ended: no request from its addresses can be its own.
+	Ended bool
 	// AccessKeyID of the credentials that it got last.
 	AccessKeyID string `json:",omitempty"`
 }
@@ -21,7 +23,7 @@ func (x *Index) Dump() []PodState {
 	defer x.mu.RUnlock()
 	states := make([]PodState, 0, len(x.pods))
 	for _, p := range x.pods {
-		state := PodState{p.Namespace, p.Name, p.ServiceAccount, p.Node, p.Addresses, p.Terminating, p.Ended, ""}
+		state := PodState{p.Namespace, p.Name, p.ServiceAccount, p.Node, p.Addresses, p.Terminating, !p.hasOwnAddresses(), ""}
 		if id := p.Life.Served.Load(); id != nil {
 			state.AccessKeyID = *id
 		}

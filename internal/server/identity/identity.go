@@ -167,7 +167,7 @@ func (x *Index) setPod(p *Pod) []any {
 		}
 	}
 	x.pods[p.key()] = p
-	if a := x.accounts[p.account()]; a.exists && a.err != nil && !p.Ended && (old == nil || old.UID != p.UID) {
+	if a := x.accounts[p.account()]; a.exists && a.err != nil && p.hasOwnAddresses() && (old == nil || old.UID != p.UID) {
 		x.observer.BadAnnotation(p, a.err)
 	}
 	return keys
@@ -195,7 +195,7 @@ func (x *Index) file(p *Pod) []any {
 		x.accounts[p.account()] = &account{}
 	}
 	x.accounts[p.account()].pods++
-	if p.Ended {
+	if !p.hasOwnAddresses() {
 		return keys
 	}
 	for _, a := range p.Addresses {
@@ -213,7 +213,7 @@ func (x *Index) unfile(p *Pod) []any {
 	}
 	x.accounts[p.account()].pods--
 	x.left = append(x.left, p.account())
-	if p.Ended {
+	if !p.hasOwnAddresses() {
 		return nil
 	}
 	keys := make([]any, 0, 4)

@@ -309,6 +309,30 @@ func TestStaticPodHasNoRole(t *testing.T) {
 	}
 }
 
+// hostNetwork, static and ended are three facts, each of which alone keeps an address from
+// being the pod's.
+func TestAddressesThatAreNotThePods(t *testing.T) {
+	static := func(p *corev1.Pod) { p.Annotations = map[string]string{corev1.MirrorPodAnnotationKey: "hash"} }
+	for name, c := range map[string]struct {
+		pod  *corev1.Pod
+		want [3]bool // hostNetwork, static, ended
+	}{
+		"running":     {pod("a", "10.0.0.1"), [3]bool{}},
+		"hostNetwork": {pod("a", "10.0.0.1", hostNetwork), [3]bool{true, false, false}},
+		"static":      {pod("a", "10.0.0.1", static), [3]bool{false, true, false}},
+		"ended":       {pod("a", "10.0.0.1", inPhase(corev1.PodFailed)), [3]bool{false, false, true}},
+		"all":         {pod("a", "10.0.0.1", hostNetwork, static, inPhase(corev1.PodFailed)), [3]bool{true, true, true}},
+	} {
+		kept := keepPod(c.pod)
+		if got := [3]bool{kept.HostNetwork, kept.Static, kept.Ended}; got != c.want || kept.hasOwnAddresses() != (c.want == [3]bool{}) {
+			t.Errorf("%s: hostNetwork, static, ended: %v; own addresses: %v", name, got, kept.hasOwnAddresses())
+		}
+		if running := keepPod(pod("a", "10.0.0.1")); kept.same(running) != (name == "running") {
+			t.Errorf("%s is the same as running", name)
+		}
+	}
+}
+
 // A list of ServiceAccounts takes those away that it lacks, and keeps the others.
 func TestServiceAccountsAreListed(t *testing.T) {
 	w := newWorld()

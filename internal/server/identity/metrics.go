@@ -31,10 +31,10 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	ambiguous := 0
 	c.index.mu.RLock()
 	for _, p := range c.index.pods {
-		if p.Ended {
-			served["no"]++
-		} else {
+		if p.hasOwnAddresses() {
 			served["yes"]++
+		} else {
+			served["no"]++
 		}
 	}
 	for _, a := range c.index.accounts {

@@ -23,8 +23,11 @@ type Pod struct {
 	Addresses, HostAddresses []netip.Addr
 	// Terminating: deletion was asked for.
 	Terminating bool
-	// Ended: no container of the pod can make a request any more, its addresses are not
-	// its own (hostNetwork), or it has no ServiceAccount (a static pod).
+	// HostNetwork: its addresses are its node's.
+	HostNetwork bool
+	// Static: a kubelet's own pod. It has no ServiceAccount.
+	Static bool
+	// Ended: no container of the pod can make a request any more.
 	Ended bool
 
 	Life *Life
@@ -47,10 +50,13 @@ func (p *Pod) account() types.NamespacedName {
 	return types.NamespacedName{Namespace: p.Namespace, Name: p.ServiceAccount}
 }
 
+// hasOwnAddresses reports whether a request from the pod's addresses can be its own.
+func (p *Pod) hasOwnAddresses() bool { return !p.HostNetwork && !p.Static && !p.Ended }
+
 // same reports whether nothing that matters to a request has changed.
 func (p *Pod) same(o *Pod) bool {
 	return p.UID == o.UID && p.ServiceAccount == o.ServiceAccount && p.Node == o.Node &&
-		p.Terminating == o.Terminating && p.Ended == o.Ended &&
+		p.Terminating == o.Terminating && p.HostNetwork == o.HostNetwork && p.Static == o.Static && p.Ended == o.Ended &&
 		slices.Equal(p.Addresses, o.Addresses) && slices.Equal(p.HostAddresses, o.HostAddresses)
 }
 
@@ -60,6 +66,9 @@ func keepPod(p *corev1.Pod) *Pod {
 	if account == "" {
 		account = "default"
 	}
+	// A mirror pod has no ServiceAccount, and a kubelet may create one in any namespace: with
+	// that namespace's default it could help itself to the role.
+	_, static := p.Annotations[corev1.MirrorPodAnnotationKey]
 	return &Pod{
 		Namespace:      shared(p.Namespace),
 		Name:           p.Name,
@@ -70,6 +79,8 @@ func keepPod(p *corev1.Pod) *Pod {
 		Addresses:      podAddresses(p),
 		HostAddresses:  hostAddresses(p),
 		Terminating:    p.DeletionTimestamp != nil,
+		HostNetwork:    p.Spec.HostNetwork,
+		Static:         static,
 		Ended:          ended(p),
 	}
 }
@@ -101,16 +112,11 @@ func appendAddress(all []netip.Addr, s string) []netip.Addr {
 	return append(all, a)
 }
 
-// ended reports whether no request can be the pod's. A terminating pod is alive
+// ended reports whether the pod can make no request any more. A terminating pod is alive
 // until the kubelet has said of every container that it terminated: SIGTERM
 // handlers still need credentials.
 func ended(p *corev1.Pod) bool {
-	// A mirror pod has no ServiceAccount, and a kubelet may create one in any namespace: with
-	// that namespace's default it could help itself to the role.
-	if _, static := p.Annotations[corev1.MirrorPodAnnotationKey]; static {
-		return true
-	}
-	if p.Spec.HostNetwork || p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
+	if p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
 		return true
 	}
 	if p.DeletionTimestamp == nil || len(p.Status.ContainerStatuses) == 0 {

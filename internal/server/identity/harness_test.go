@@ -84,9 +84,12 @@ func (w *world) listAccounts(accounts ...*metav1.PartialObjectMetadata) {
 	accountSink{w.Index}.Replace(kept)
 }
 
+// from is the claim of a request from the address.
+func from(address string) Claim { return Claim{Address: netip.MustParseAddr(address)} }
+
 // who is the name of the pod on the address, or the missing piece, or "node".
 func (w *world) who(address string) string {
-	c := w.Lookup(netip.MustParseAddr(address))
+	c := w.Lookup(from(address))
 	switch {
 	case c.Pod != nil:
 		return c.Pod.Name
@@ -98,7 +101,7 @@ func (w *world) who(address string) string {
 
 // has is the name of the role on the address, or the missing piece, or the error.
 func (w *world) has(address string) string {
-	c := w.Lookup(netip.MustParseAddr(address))
+	c := w.Lookup(from(address))
 	switch {
 	case c.Role != nil:
 		return c.Role.Name()

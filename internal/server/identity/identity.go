@@ -1,8 +1,8 @@
-// Package identity answers who calls: source address → Pod → ServiceAccount →
-// role. It owns the indexes of pods, ServiceAccounts and nodes, and the rules by
-// which an address belongs to a pod. It does not know requests or credentials; it
-// tells which roles are in use, and wakes who waits for an address or a
-// ServiceAccount.
+// Package identity answers who calls: claim (a source address) → Pod →
+// ServiceAccount → role. It owns the indexes of pods, ServiceAccounts and nodes, and
+// the rules by which an address belongs to a pod. It does not know requests or
+// credentials; it tells which roles are in use, and wakes who waits for an address
+// or a ServiceAccount.
 package identity
 
 import (
@@ -69,80 +69,6 @@ func New(hub *waiting.Hub, roles Roles, observer Observer, defaultDuration time.
 	}
 	registry.MustRegister(collector{x})
 	return x
-}
-
-// Caller is what is known at one moment of whoever uses an address.
-type Caller struct {
-	// Pod is nil while Missing is waiting.Pod or waiting.SinglePod.
-	Pod *Pod
-	// Role is the pod's role, nil while something is missing or Err is set.
-	Role *role.Role
-	// Missing is the next piece that has to appear, empty if nothing has to.
-	Missing waiting.Piece
-	// Claimants are the pods on the address while Missing is waiting.SinglePod.
-	Claimants []*Pod
-	// Err is a refusal that waiting does not change: ErrNodeAddress, or an
-	// *role.AnnotationError.
-	Err error
-}
-
-// Keys are what to watch to learn of any change to the Caller on the address.
-func (c Caller) Keys(address netip.Addr) []any {
-	if c.Pod == nil {
-		return []any{address}
-	}
-	return []any{address, c.Pod.account()}
-}
-
-// Lookup answers who uses the address.
-func (x *Index) Lookup(address netip.Addr) Caller {
-	x.mu.RLock()
-	defer x.mu.RUnlock()
-	if x.hosts[address] > 0 {
-		return Caller{Err: ErrNodeAddress}
-	}
-	pod, missing := onlyLive(x.addresses[address])
-	if pod == nil {
-		return Caller{Missing: missing, Claimants: x.addresses[address]}
-	}
-	a := x.accounts[pod.account()]
-	caller := Caller{Pod: pod}
-	switch {
-	case a.exists && a.err != nil:
-		caller.Err = a.err
-	case a.role != nil && (a.exists || pod.Terminating):
-		caller.Role = a.role
-	case !a.exists:
-		caller.Missing = waiting.ServiceAccount
-	default:
-		caller.Missing = waiting.RoleAnnotation
-	}
-	return caller
-}
-
-// onlyLive picks the pod that an address belongs to: the only one, or the only
-// one that is not terminating.
-func onlyLive(pods []*Pod) (*Pod, waiting.Piece) {
-	switch len(pods) {
-	case 0:
-		return nil, waiting.Pod
-	case 1:
-		return pods[0], ""
-	}
-	var live *Pod
-	for _, p := range pods {
-		if p.Terminating {
-			continue
-		}
-		if live != nil {
-			return nil, waiting.SinglePod
-		}
-		live = p
-	}
-	if live == nil {
-		return nil, waiting.SinglePod
-	}
-	return live, ""
 }
 
 // setPod files a pod, in place of its earlier state if there is one. The caller

@@ -2,7 +2,6 @@ package identity
 
 import (
 	"errors"
-	"net/netip"
 	"slices"
 	"testing"
 
@@ -372,7 +371,7 @@ func TestBadAnnotationIsReported(t *testing.T) {
 	if want := []string{"a", "a2"}; !slices.Equal(w.seen.bad, want) {
 		t.Errorf("reported on %v, want %v", w.seen.bad, want)
 	}
-	if _, isAnnotation := errors.AsType[*role.AnnotationError](w.Lookup(netip.MustParseAddr("10.0.0.1")).Err); !isAnnotation {
+	if _, isAnnotation := errors.AsType[*role.AnnotationError](w.Lookup(from("10.0.0.1")).Err); !isAnnotation {
 		t.Error("the pod is not refused")
 	}
 }
@@ -380,7 +379,7 @@ func TestBadAnnotationIsReported(t *testing.T) {
 func TestNodeOf(t *testing.T) {
 	w := newWorld()
 	w.setPod(pod("a", "10.0.0.1"))
-	p := w.Lookup(netip.MustParseAddr("10.0.0.1")).Pod
+	p := w.Lookup(from("10.0.0.1")).Pod
 	node := func(name, zone string) *Node {
 		return keepNode(&metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{
 			Name: name, Labels: map[string]string{corev1.LabelTopologyZone: zone, corev1.LabelTopologyRegion: "region-of-" + zone},
@@ -412,13 +411,13 @@ func TestAnnounced(t *testing.T) {
 	w.setPod(pod("new", "10.0.0.2"))
 	w.listPods(pod("old", "10.0.0.1"), pod("new", "10.0.0.2"), pod("missed", "10.0.0.3"))
 	for address, want := range map[string]bool{"10.0.0.1": false, "10.0.0.2": true, "10.0.0.3": true} {
-		if got := w.Lookup(netip.MustParseAddr(address)).Pod.Life.Announced; got != want {
+		if got := w.Lookup(from(address)).Pod.Life.Announced; got != want {
 			t.Errorf("%s: announced %v, want %v", address, got, want)
 		}
 	}
-	before := w.Lookup(netip.MustParseAddr("10.0.0.2")).Pod.Life
+	before := w.Lookup(from("10.0.0.2")).Pod.Life
 	w.setPod(pod("new", "10.0.0.2", terminating))
-	if w.Lookup(netip.MustParseAddr("10.0.0.2")).Pod.Life != before {
+	if w.Lookup(from("10.0.0.2")).Pod.Life != before {
 		t.Error("a new state of a pod is not another pod")
 	}
 }
@@ -426,17 +425,17 @@ func TestAnnounced(t *testing.T) {
 // A request that waits on an address learns at once that it is a node's: the first pod
 // of a new node may be seen after the first request of its hostNetwork pods.
 func TestNodeAddressWakes(t *testing.T) {
-	w, address := newWorld(), netip.MustParseAddr("10.9.9.9")
-	waiter, err := w.hub.Join(address)
+	w, claim := newWorld(), from("10.9.9.9")
+	waiter, err := w.hub.Join(claim)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer waiter.Leave()
-	c := w.Lookup(address)
+	c := w.Lookup(claim)
 	if c.Missing != waiting.Pod {
 		t.Fatalf("got %+v", c)
 	}
-	waiter.Watch(c.Keys(address)...)
+	waiter.Watch(c.Keys()...)
 	w.setPod(pod("a", "10.0.0.1", onHost("10.9.9.9")))
 	select {
 	case <-waiter.C:

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
-	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -211,7 +210,7 @@ func (h *history) catchUp() error {
 		return nil
 	}
 	for _, address := range addresses {
-		c := h.index.Lookup(netip.MustParseAddr(address))
+		c := h.index.Lookup(from(address))
 		if owner := h.cluster.owner(address); c.Pod != nil && c.Pod.UID != owner.UID && !h.cluster.conflicts {
 			return fmt.Errorf("%s belongs to %s, the index says %s", address, owner.UID, c.Pod.UID)
 		}
@@ -283,14 +282,13 @@ func (h *history) tell(what string, related func(address string, p *Pod) bool, d
 		}
 	}()
 	for _, address := range addresses {
-		from := netip.MustParseAddr(address)
-		waiter, err := h.index.hub.Join(from)
+		waiter, err := h.index.hub.Join(from(address))
 		if err != nil {
 			return err
 		}
-		callers[address] = h.index.Lookup(from)
+		callers[address] = h.index.Lookup(from(address))
 		said[address], waiters[address] = h.says(address), waiter
-		waiter.Watch(callers[address].Keys(from)...)
+		waiter.Watch(callers[address].Keys()...)
 	}
 	deliver()
 	h.model.told(before)
@@ -320,7 +318,7 @@ func (h *history) tell(what string, related func(address string, p *Pod) bool, d
 
 // says is the Index's word in the model's form.
 func (h *history) says(address string) string {
-	c := h.index.Lookup(netip.MustParseAddr(address))
+	c := h.index.Lookup(from(address))
 	_, bad := errors.AsType[*role.AnnotationError](c.Err)
 	switch {
 	case errors.Is(c.Err, ErrNodeAddress):

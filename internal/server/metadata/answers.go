@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"net/netip"
 	"time"
 
 	"github.com/iam4kube/iam4kube/internal/server/identity"
@@ -27,10 +26,8 @@ type answer struct {
 
 // failure is an answer that a user has to learn of.
 type failure struct {
-	// pod is nil if none is known, or more than one: claimants.
-	pod       *identity.Pod
-	claimants []*identity.Pod
-	reason    podevents.Reason
+	caller identity.Caller
+	reason podevents.Reason
 	// missing is empty if nothing is.
 	missing waiting.Piece
 	text    string
@@ -44,9 +41,9 @@ func text(status int, body string) answer {
 	return answer{status: status, body: []byte(body)}
 }
 
-func failed(status int, pod *identity.Pod, reason podevents.Reason, missing waiting.Piece, message string) answer {
+func failed(status int, c identity.Caller, reason podevents.Reason, missing waiting.Piece, message string) answer {
 	a := text(status, "iam4kube: "+message)
-	a.failure = &failure{pod: pod, reason: reason, missing: missing, text: message}
+	a.failure = &failure{caller: c, reason: reason, missing: missing, text: message}
 	return a
 }
 
@@ -61,39 +58,37 @@ func tooMany() answer {
 }
 
 // refused answers what waiting does not change.
-func refused(from netip.Addr, c identity.Caller) answer {
+func refused(c identity.Caller) answer {
 	if annotation, ok := errors.AsType[*role.AnnotationError](c.Err); ok {
-		return failed(http.StatusNotFound, c.Pod, podevents.BadAnnotation, "", fmt.Sprintf(
+		return failed(http.StatusNotFound, c, podevents.BadAnnotation, "", fmt.Sprintf(
 			"ServiceAccount %s of pod %s gives no IAM role: %v. Correct the annotation; no restart is needed.", c.Pod.ServiceAccount, podName(c.Pod), annotation))
 	}
-	return failed(http.StatusForbidden, nil, "", "", fmt.Sprintf(
-		"source address %s is a node's, so no pod can be told from it. Pods with hostNetwork cannot be served; for others, traffic to the metadata address is masqueraded (SNAT) on its way: exclude it.", from))
+	return failed(http.StatusForbidden, c, "", "", fmt.Sprintf(
+		"source address %s is a node's, so no pod can be told from it. Pods with hostNetwork cannot be served; for others, traffic to the metadata address is masqueraded (SNAT) on its way: exclude it.", c.Claim.Address))
 }
 
 // missing answers when the wait for a piece has ended.
-func missing(from netip.Addr, c identity.Caller, lastFailure *sts.Error) answer {
+func missing(c identity.Caller, lastFailure *sts.Error) answer {
 	switch c.Missing {
 	case waiting.Pod:
-		return failed(http.StatusServiceUnavailable, nil, "", c.Missing, fmt.Sprintf(
-			"missing pod: no running pod is known on source address %s. If that is not the pod's address (status.podIPs), its traffic is masqueraded (SNAT) on its way: exclude the metadata address from that.", from))
+		return failed(http.StatusServiceUnavailable, c, "", c.Missing, fmt.Sprintf(
+			"missing pod: no running pod is known on source address %s. If that is not the pod's address (status.podIPs), its traffic is masqueraded (SNAT) on its way: exclude the metadata address from that.", c.Claim.Address))
 	case waiting.SinglePod:
-		a := failed(http.StatusServiceUnavailable, nil, podevents.Ambiguous, c.Missing, fmt.Sprintf(
-			"missing single-pod: more than one live pod claims source address %s, so the request is nobody's. It is served as soon as one of them is left.", from))
-		a.failure.claimants = c.Claimants
-		return a
+		return failed(http.StatusServiceUnavailable, c, podevents.Ambiguous, c.Missing, fmt.Sprintf(
+			"missing single-pod: more than one live pod claims source address %s, so the request is nobody's. It is served as soon as one of them is left.", c.Claim.Address))
 	case waiting.ServiceAccount:
-		return failed(http.StatusServiceUnavailable, c.Pod, podevents.NoAccount, c.Missing, fmt.Sprintf(
-			"missing service-account: ServiceAccount %s of pod %s (source address %s) does not exist. Create it with the annotation %s.", c.Pod.ServiceAccount, podName(c.Pod), from, role.AnnotationARN))
+		return failed(http.StatusServiceUnavailable, c, podevents.NoAccount, c.Missing, fmt.Sprintf(
+			"missing service-account: ServiceAccount %s of pod %s (source address %s) does not exist. Create it with the annotation %s.", c.Pod.ServiceAccount, podName(c.Pod), c.Claim.Address, role.AnnotationARN))
 	case waiting.RoleAnnotation:
-		return failed(http.StatusNotFound, c.Pod, podevents.NoRole, c.Missing, fmt.Sprintf(
-			"missing role-annotation: ServiceAccount %s of pod %s (source address %s) has no annotation %s. Add it if the pod needs an IAM role; no restart is needed.", c.Pod.ServiceAccount, podName(c.Pod), from, role.AnnotationARN))
+		return failed(http.StatusNotFound, c, podevents.NoRole, c.Missing, fmt.Sprintf(
+			"missing role-annotation: ServiceAccount %s of pod %s (source address %s) has no annotation %s. Add it if the pod needs an IAM role; no restart is needed.", c.Pod.ServiceAccount, podName(c.Pod), c.Claim.Address, role.AnnotationARN))
 	}
 	why := "STS has not answered yet"
 	if lastFailure != nil {
 		why = lastFailure.Error()
 	}
-	return failed(http.StatusServiceUnavailable, c.Pod, podevents.Unavailable, waiting.Credentials, fmt.Sprintf(
-		"missing credentials: no credentials yet for %s of pod %s (source address %s): %s. The server keeps trying.", c.Role.ARN, podName(c.Pod), from, why))
+	return failed(http.StatusServiceUnavailable, c, podevents.Unavailable, waiting.Credentials, fmt.Sprintf(
+		"missing credentials: no credentials yet for %s of pod %s (source address %s): %s. The server keeps trying.", c.Role.ARN, podName(c.Pod), c.Claim.Address, why))
 }
 
 // otherRole answers a request for a role that is not the pod's.
@@ -116,7 +111,7 @@ func denied(c identity.Caller, denial *sts.Error) answer {
 	if err != nil {
 		panic(err) // strings always marshal
 	}
-	a := failed(http.StatusOK, c.Pod, podevents.Denied, "", message)
+	a := failed(http.StatusOK, c, podevents.Denied, "", message)
 	a.body = body
 	return a
 }

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"net/netip"
 	"time"
 
 	"github.com/iam4kube/iam4kube/internal/server/credentials"
@@ -34,42 +33,42 @@ type view struct {
 
 func done(a answer) view { return view{answer: &a} }
 
-func wait(from netip.Addr, c identity.Caller, lastFailure *sts.Error) view {
+func wait(c identity.Caller, lastFailure *sts.Error) view {
 	return view{
 		missing: c.Missing,
-		keys:    c.Keys(from),
-		giveUp:  func() answer { return missing(from, c, lastFailure) },
+		keys:    c.Keys(),
+		giveUp:  func() answer { return missing(c, lastFailure) },
 	}
 }
 
 // viewPod is for what needs just the pod.
-func (s *Server) viewPod(from netip.Addr, answer func(identity.Caller) answer) view {
-	c := s.cfg.Identity.Lookup(from)
+func (s *Server) viewPod(claim identity.Claim, answer func(identity.Caller) answer) view {
+	c := s.cfg.Identity.Lookup(claim)
 	switch {
 	case c.Pod != nil:
 		return done(answer(c))
 	case c.Err != nil:
-		return done(refused(from, c))
+		return done(refused(c))
 	}
-	return wait(from, c, nil)
+	return wait(c, nil)
 }
 
 // viewRole is for what needs the pod's role; it returns a Caller with a role, or
 // the view of why there is none.
-func (s *Server) viewRole(from netip.Addr, waitForAnnotation bool) (identity.Caller, *view) {
-	c := s.cfg.Identity.Lookup(from)
+func (s *Server) viewRole(claim identity.Claim, waitForAnnotation bool) (identity.Caller, *view) {
+	c := s.cfg.Identity.Lookup(claim)
 	if c.Role != nil {
 		return c, nil
 	}
 	if c.Err != nil {
-		v := done(refused(from, c))
+		v := done(refused(c))
 		return c, &v
 	}
-	v := wait(from, c, nil)
+	v := wait(c, nil)
 	if c.Missing == waiting.RoleAnnotation {
 		v.until = c.Pod.Created.Add(annotationWait)
 		if !waitForAnnotation {
-			v = done(missing(from, c, nil))
+			v = done(missing(c, nil))
 		}
 	}
 	return c, &v
@@ -77,11 +76,11 @@ func (s *Server) viewRole(from netip.Addr, waitForAnnotation bool) (identity.Cal
 
 // viewCredentials is for what needs the credentials of the pod's role, which has to
 // have the name unless that is empty; found makes the answer.
-func (s *Server) viewCredentials(from netip.Addr, name string, waitForAnnotation bool,
+func (s *Server) viewCredentials(claim identity.Claim, name string, waitForAnnotation bool,
 	found func(identity.Caller, *credentials.Issued) answer, denial func(identity.Caller, *sts.Error) answer,
 ) view {
 	for {
-		c, v := s.viewRole(from, waitForAnnotation)
+		c, v := s.viewRole(claim, waitForAnnotation)
 		if v != nil {
 			return *v
 		}
@@ -91,7 +90,7 @@ func (s *Server) viewCredentials(from netip.Addr, name string, waitForAnnotation
 		issued, failure := s.cfg.Credentials.Get(*c.Role)
 		// The address may have changed hands and the annotation its content since
 		// they were looked up, and nobody may get the credentials of another.
-		if again := s.cfg.Identity.Lookup(from); again.Pod == nil || again.Pod.UID != c.Pod.UID || again.Role != c.Role {
+		if again := s.cfg.Identity.Lookup(claim); again.Pod == nil || again.Pod.UID != c.Pod.UID || again.Role != c.Role {
 			continue
 		}
 		switch {
@@ -101,7 +100,7 @@ func (s *Server) viewCredentials(from netip.Addr, name string, waitForAnnotation
 			return done(denial(c, failure))
 		}
 		c.Missing = waiting.Credentials
-		waits := wait(from, c, failure)
+		waits := wait(c, failure)
 		waits.keys = append(waits.keys, *c.Role)
 		return waits
 	}
@@ -109,16 +108,16 @@ func (s *Server) viewCredentials(from netip.Addr, name string, waitForAnnotation
 
 // roleView answers the list of roles, which for a pod has one entry. No newline
 // follows it: many clients would make it part of the name.
-func (s *Server) roleView(from netip.Addr) view {
-	c, v := s.viewRole(from, true)
+func (s *Server) roleView(claim identity.Claim) view {
+	c, v := s.viewRole(claim, true)
 	if v != nil {
 		return *v
 	}
 	return done(text(http.StatusOK, c.Role.Name()))
 }
 
-func (s *Server) credentialsView(from netip.Addr, name string) view {
-	return s.viewCredentials(from, name, true, func(c identity.Caller, issued *credentials.Issued) answer {
+func (s *Server) credentialsView(claim identity.Claim, name string) view {
+	return s.viewCredentials(claim, name, true, func(c identity.Caller, issued *credentials.Issued) answer {
 		s.served(c, issued)
 		return answer{status: http.StatusOK, body: issued.Document()}
 	}, denied)
@@ -127,22 +126,22 @@ func (s *Server) credentialsView(from netip.Addr, name string) view {
 // readyView answers an init container that holds the pod back until its
 // credentials are there. A denial has a status of its own there, because no AWS
 // client reads it.
-func (s *Server) readyView(from netip.Addr) view {
-	return s.viewCredentials(from, "", false, func(identity.Caller, *credentials.Issued) answer {
+func (s *Server) readyView(claim identity.Claim) view {
+	return s.viewCredentials(claim, "", false, func(identity.Caller, *credentials.Issued) answer {
 		return answer{status: http.StatusNoContent}
 	}, func(c identity.Caller, failure *sts.Error) answer {
-		return failed(http.StatusForbidden, c.Pod, podevents.Denied, "", deniedText(c, failure))
+		return failed(http.StatusForbidden, c, podevents.Denied, "", deniedText(c, failure))
 	})
 }
 
-func (s *Server) zoneView(from netip.Addr) view {
-	return s.viewPod(from, func(c identity.Caller) answer {
+func (s *Server) zoneView(claim identity.Claim) view {
+	return s.viewPod(claim, func(c identity.Caller) answer {
 		return place(s.zone(c.Pod), c.Pod, "topology.kubernetes.io/zone", "--availability-zone")
 	})
 }
 
-func (s *Server) regionView(from netip.Addr) view {
-	return s.viewPod(from, func(c identity.Caller) answer {
+func (s *Server) regionView(claim identity.Claim) view {
+	return s.viewPod(claim, func(c identity.Caller) answer {
 		return place(s.region(c.Pod), c.Pod, "topology.kubernetes.io/region", "--region")
 	})
 }
@@ -171,8 +170,8 @@ func (s *Server) region(pod *identity.Pod) string {
 // documentView answers the few fields of the instance identity document that are
 // true of a pod,
 // https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instance-identity-documents.html
-func (s *Server) documentView(from netip.Addr) view {
-	return s.viewPod(from, func(c identity.Caller) answer {
+func (s *Server) documentView(claim identity.Claim) view {
+	return s.viewPod(claim, func(c identity.Caller) answer {
 		document := struct {
 			AccountID        string `json:"accountId,omitempty"`
 			AvailabilityZone string `json:"availabilityZone,omitempty"`

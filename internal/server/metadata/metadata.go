@@ -7,7 +7,6 @@ package metadata
 import (
 	"context"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"sync/atomic"
 	"time"
@@ -102,6 +101,7 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, t target) answer
 	if t.endpoint == endpointReady && ok {
 		w.Header()["X-Iam4kube-Source-Ip"] = []string{from.String()}
 	}
+	claim := identity.Claim{Address: from}
 	switch {
 	case !ok:
 		return text(http.StatusForbidden, "iam4kube: the source of the request has no IP address")
@@ -117,32 +117,32 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, t target) answer
 	case t.endpoint == endpointToken:
 		return s.newToken(w, r, from)
 	case t.endpoint == endpointReady:
-		return s.ready(r.Context(), from, t.query)
+		return s.ready(r.Context(), claim, t.query)
 	case !s.tokenAccepted(r, from):
 		return text(http.StatusUnauthorized, "iam4kube: the session token is missing, invalid or expired, or another pod's; get one with PUT "+pathToken)
 	}
-	return s.await(r.Context(), from, s.cfg.MaxWait, func() view { return s.look(from, t) })
+	return s.await(r.Context(), claim, s.cfg.MaxWait, func() view { return s.look(claim, t) })
 }
 
-func (s *Server) look(from netip.Addr, t target) view {
+func (s *Server) look(claim identity.Claim, t target) view {
 	switch t.endpoint {
 	case endpointRole:
-		return s.roleView(from)
+		return s.roleView(claim)
 	case endpointCredentials:
-		return s.credentialsView(from, t.role)
+		return s.credentialsView(claim, t.role)
 	case endpointZone:
-		return s.zoneView(from)
+		return s.zoneView(claim)
 	case endpointRegion:
-		return s.regionView(from)
+		return s.regionView(claim)
 	case endpointDocument:
-		return s.documentView(from)
+		return s.documentView(claim)
 	case endpointToken, endpointReady, endpointNone:
 	}
 	return done(notFound())
 }
 
 // ready answers GET /iam4kube/ready?wait=DURATION. Without wait it looks once.
-func (s *Server) ready(ctx context.Context, from netip.Addr, query string) answer {
+func (s *Server) ready(ctx context.Context, claim identity.Claim, query string) answer {
 	values, err := url.ParseQuery(query)
 	if err != nil {
 		return text(http.StatusBadRequest, "iam4kube: the query cannot be read")
@@ -153,7 +153,7 @@ func (s *Server) ready(ctx context.Context, from netip.Addr, query string) answe
 			return text(http.StatusBadRequest, "iam4kube: wait must be a duration such as 5s")
 		}
 	}
-	return s.await(ctx, from, min(wait, s.cfg.MaxWait), func() view { return s.readyView(from) })
+	return s.await(ctx, claim, min(wait, s.cfg.MaxWait), func() view { return s.readyView(claim) })
 }
 
 // patience is how long a client that went away has to have waited for what it
@@ -164,18 +164,18 @@ const patience = 900 * time.Millisecond
 // await looks until there is an answer, the time is over or the client is gone.
 // Between two looks it sleeps until something changed that the last one depended
 // on.
-func (s *Server) await(ctx context.Context, from netip.Addr, most time.Duration, look func() view) answer {
+func (s *Server) await(ctx context.Context, claim identity.Claim, most time.Duration, look func() view) answer {
 	v := look()
 	if v.answer == nil {
-		v.answer = s.wait(ctx, from, time.Now().Add(most), v, look)
+		v.answer = s.wait(ctx, claim, time.Now().Add(most), v, look)
 	}
 	if v.answer.failure != nil {
-		s.tell(from, v.answer)
+		s.tell(v.answer)
 	}
 	return *v.answer
 }
 
-func (s *Server) wait(ctx context.Context, from netip.Addr, deadline time.Time, v view, look func() view) *answer {
+func (s *Server) wait(ctx context.Context, claim identity.Claim, deadline time.Time, v view, look func() view) *answer {
 	first, start := v.missing, time.Now()
 	if !v.end(deadline).After(start) {
 		a := v.giveUp()
@@ -185,7 +185,7 @@ func (s *Server) wait(ctx context.Context, from netip.Addr, deadline time.Time, 
 		s.metrics.waited(first, outcome, time.Since(start))
 		return &a
 	}
-	waiter, err := s.cfg.Hub.Join(from)
+	waiter, err := s.cfg.Hub.Join(claim)
 	if err != nil {
 		return end(outcomeRefused, tooMany())
 	}
@@ -255,17 +255,17 @@ func (s *Server) served(c identity.Caller, issued *credentials.Issued) {
 }
 
 // tell reports a failed request in the log and on the pod.
-func (s *Server) tell(from netip.Addr, a *answer) {
+func (s *Server) tell(a *answer) {
 	f := a.failure
 	fields := []zap.Field{
-		zap.Stringer(logging.SourceIP, from), zap.Int(logging.Status, a.status),
+		zap.Stringer(logging.SourceIP, f.caller.Claim.Address), zap.Int(logging.Status, a.status),
 		zap.String(logging.Missing, string(f.missing)), zap.String(logging.Reason, string(f.reason)), zap.String(logging.Cause, f.text),
 	}
-	if f.pod != nil {
-		fields = append(fields, zap.String(logging.Namespace, f.pod.Namespace), zap.String(logging.Pod, f.pod.Name))
-		s.cfg.Events.Record(f.pod, f.reason, f.text)
+	if pod := f.caller.Pod; pod != nil {
+		fields = append(fields, zap.String(logging.Namespace, pod.Namespace), zap.String(logging.Pod, pod.Name))
+		s.cfg.Events.Record(pod, f.reason, f.text)
 	}
-	for _, pod := range f.claimants {
+	for _, pod := range f.caller.Claimants {
 		s.cfg.Events.Record(pod, f.reason, f.text)
 	}
 	s.log.Warn("could not serve a request", fields...)

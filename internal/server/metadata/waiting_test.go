@@ -455,10 +455,11 @@ func TestOneEventMakesOneLook(t *testing.T) {
 		ctx, leave := context.WithCancel(t.Context())
 		var requests sync.WaitGroup
 		begin := func(from netip.Addr) {
+			claim := identity.Claim{Address: from}
 			requests.Go(func() {
-				e.await(ctx, from, time.Hour, func() view {
+				e.await(ctx, claim, time.Hour, func() view {
 					looks.Add(1)
-					return e.roleView(from)
+					return e.roleView(claim)
 				})
 			})
 		}
@@ -486,14 +487,14 @@ func TestOneEventMakesOneLook(t *testing.T) {
 func TestEventsBetweenLookAndWatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e := newEdge(t, 15*time.Second, newHub())
-		from, start := netip.MustParseAddr(ip), time.Now()
+		claim, start := identity.Claim{Address: netip.MustParseAddr(ip)}, time.Now()
 		events := []func(){
 			func() { e.setPod(pod("a", ip, 0)) },
 			func() { e.setAccount(account("a", "")) },
 			func() { e.setAccount(account("a", "one")) },
 		}
-		got := e.await(t.Context(), from, 15*time.Second, func() view {
-			v := e.roleView(from)
+		got := e.await(t.Context(), claim, 15*time.Second, func() view {
+			v := e.roleView(claim)
 			if len(events) > 0 && v.answer == nil {
 				events[0]()
 				events = events[1:]

@@ -6,7 +6,6 @@ package waiting
 
 import (
 	"errors"
-	"net/netip"
 	"sync"
 )
 
@@ -35,18 +34,18 @@ type Hub struct {
 
 	mu     sync.Mutex
 	keys   map[any]map[*Waiter]struct{}
-	owners map[netip.Addr]int
+	owners map[any]int
 	count  int
 }
 
-// NewHub returns a Hub that lets at most perOwner requests of one source address
-// and total requests altogether wait at the same time.
+// NewHub returns a Hub that lets at most perOwner requests of one caller and
+// total requests altogether wait at the same time.
 func NewHub(perOwner, total int) *Hub {
 	return &Hub{
 		perOwner: perOwner,
 		total:    total,
 		keys:     map[any]map[*Waiter]struct{}{},
-		owners:   map[netip.Addr]int{},
+		owners:   map[any]int{},
 	}
 }
 
@@ -56,14 +55,14 @@ type Waiter struct {
 	C <-chan struct{}
 
 	hub   *Hub
-	owner netip.Addr
+	owner any
 	c     chan struct{}
 	keys  []any
 }
 
-// Join registers a waiter for owner, or fails with ErrTooMany. Whoever joins has
-// to Leave.
-func (h *Hub) Join(owner netip.Addr) (*Waiter, error) {
+// Join registers a waiter for owner, who is whatever is equal, or fails with
+// ErrTooMany. Whoever joins has to Leave.
+func (h *Hub) Join(owner any) (*Waiter, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.count >= h.total || h.owners[owner] >= h.perOwner {

@@ -16,7 +16,7 @@ import (
 const page = "troubleshooting.md"
 
 // unseen are texts of errors that are told by their kind, with a text of their own.
-var unseen = []string{"the source address is a node's", "too many requests are waiting"}
+var unseen = []string{"too many requests are waiting"}
 
 // texts are all that users can be given.
 func texts(t *testing.T) []string {

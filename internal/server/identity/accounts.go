@@ -1,8 +1,6 @@
 package identity
 
 import (
-	"errors"
-
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -27,8 +25,8 @@ type account struct {
 	// role is what its annotations say. It outlives the ServiceAccount as long as
 	// pods do: those that terminate are still served.
 	role *role.Role
-	// err is why its annotations give no role.
-	err *role.AnnotationError
+	// wrong is why its annotations give no role, empty if nothing is wrong with them.
+	wrong string
 	// pods is how many pods name it.
 	pods int
 }
@@ -55,10 +53,13 @@ func (x *Index) setAccount(s *ServiceAccount) {
 	}
 	a.exists = true
 	next, err := role.FromAnnotations(s.Namespace, s.Name, s.Annotations, x.defaultDuration)
-	before := a.err
-	a.err, _ = errors.AsType[*role.AnnotationError](err)
-	if a.err != nil && (before == nil || *before != *a.err) {
-		x.reportPods(s.key(), a.err)
+	before := a.wrong
+	a.wrong = ""
+	if err != nil {
+		a.wrong = err.Error()
+	}
+	if a.wrong != "" && a.wrong != before {
+		x.reportPods(s.key(), a.wrong)
 	}
 	x.setRole(a, next)
 }
@@ -81,7 +82,7 @@ func (x *Index) setRole(a *account, next *role.Role) {
 // removeAccount needs mu.
 func (x *Index) removeAccount(key types.NamespacedName) {
 	if a := x.accounts[key]; a != nil {
-		a.exists, a.err = false, nil
+		a.exists, a.wrong = false, ""
 		x.release(key)
 	}
 }
@@ -96,10 +97,10 @@ func (x *Index) release(key types.NamespacedName) {
 
 // reportPods looks at all pods: a wrong annotation is rare, and an index of pods
 // by ServiceAccount would cost memory for every pod. It needs mu.
-func (x *Index) reportPods(key types.NamespacedName, err *role.AnnotationError) {
+func (x *Index) reportPods(key types.NamespacedName, wrong string) {
 	for _, p := range x.pods {
 		if p.account() == key && p.hasOwnAddresses() {
-			x.observer.BadAnnotation(p, err)
+			x.observer.BadAnnotation(p, wrong)
 		}
 	}
 }

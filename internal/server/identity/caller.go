@@ -14,21 +14,33 @@ type Claim struct {
 	Address netip.Addr
 }
 
+// Refusal names why a caller has no role, whatever may appear.
+type Refusal string
+
+const (
+	// NodeAddress: the source address is a node's, that of a hostNetwork pod or of a
+	// pod whose traffic is masqueraded on its way. Whose request it is cannot be told.
+	NodeAddress Refusal = "node-address"
+	// BadAnnotation: what the ServiceAccount's annotations say is wrong.
+	BadAnnotation Refusal = "bad-annotation"
+)
+
 // Caller is what is known at one moment of whoever makes a claim.
 type Caller struct {
 	// Claim is how the caller is known.
 	Claim Claim
 	// Pod is nil while Missing is waiting.Pod or waiting.SinglePod.
 	Pod *Pod
-	// Role is the pod's role, nil while something is missing or Err is set.
+	// Role is the pod's role, nil while something is missing or refused.
 	Role *role.Role
 	// Missing is the next piece that has to appear, empty if nothing has to.
 	Missing waiting.Piece
 	// Claimants are the pods on the address while Missing is waiting.SinglePod.
 	Claimants []*Pod
-	// Err is a refusal that waiting does not change: ErrNodeAddress, or an
-	// *role.AnnotationError.
-	Err error
+	// Refusal is why there will be no role, empty if nothing speaks against it.
+	Refusal Refusal
+	// Wrong is what is wrong with the annotations while Refusal is BadAnnotation.
+	Wrong string
 }
 
 // Keys are what to watch to learn of any change to the Caller.
@@ -45,7 +57,7 @@ func (x *Index) Lookup(claim Claim) Caller {
 	defer x.mu.RUnlock()
 	caller := Caller{Claim: claim}
 	if x.hosts[claim.Address] > 0 {
-		caller.Err = ErrNodeAddress
+		caller.Refusal = NodeAddress
 		return caller
 	}
 	pods := x.addresses[claim.Address]
@@ -56,8 +68,8 @@ func (x *Index) Lookup(claim Claim) Caller {
 	}
 	a := x.accounts[caller.Pod.account()]
 	switch {
-	case a.exists && a.err != nil:
-		caller.Err = a.err
+	case a.exists && a.wrong != "":
+		caller.Refusal, caller.Wrong = BadAnnotation, a.wrong
 	case a.role != nil && (a.exists || caller.Pod.Terminating):
 		caller.Role = a.role
 	case !a.exists:

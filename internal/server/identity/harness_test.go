@@ -40,8 +40,8 @@ type observed struct {
 	gone []types.UID
 }
 
-func (o *observed) BadAnnotation(p *Pod, _ *role.AnnotationError) { o.bad = append(o.bad, p.Name) }
-func (o *observed) Gone(p *Pod)                                   { o.gone = append(o.gone, p.UID) }
+func (o *observed) BadAnnotation(p *Pod, _ string) { o.bad = append(o.bad, p.Name) }
+func (o *observed) Gone(p *Pod)                    { o.gone = append(o.gone, p.UID) }
 
 // world is an Index with everything around it.
 type world struct {
@@ -93,7 +93,7 @@ func (w *world) who(address string) string {
 	switch {
 	case c.Pod != nil:
 		return c.Pod.Name
-	case c.Err != nil:
+	case c.Refusal != "":
 		return "node"
 	}
 	return string(c.Missing)
@@ -105,8 +105,10 @@ func (w *world) has(address string) string {
 	switch {
 	case c.Role != nil:
 		return c.Role.Name()
-	case c.Err != nil:
-		return c.Err.Error()
+	case c.Refusal == BadAnnotation:
+		return c.Wrong
+	case c.Refusal != "":
+		return string(c.Refusal)
 	}
 	return string(c.Missing)
 }

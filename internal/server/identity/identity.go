@@ -6,7 +6,6 @@
 package identity
 
 import (
-	"errors"
 	"net/netip"
 	"sync"
 	"time"
@@ -18,11 +17,6 @@ import (
 	"github.com/iam4kube/iam4kube/internal/server/waiting"
 )
 
-// ErrNodeAddress is the refusal of a source address that belongs to a node: a
-// hostNetwork pod, or a pod whose traffic is masqueraded on its way. Whose request
-// it is cannot be told.
-var ErrNodeAddress = errors.New("the source address is a node's")
-
 // Roles hears which roles are in use; *credentials.Cache does.
 type Roles interface {
 	Want(role.Role)
@@ -31,8 +25,9 @@ type Roles interface {
 
 // Observer hears of pods; *podevents.Recorder does. Its methods do not block.
 type Observer interface {
-	// BadAnnotation says that a pod has no role because of its ServiceAccount.
-	BadAnnotation(pod *Pod, err *role.AnnotationError)
+	// BadAnnotation says that a pod has no role because of what is wrong with its
+	// ServiceAccount's annotations.
+	BadAnnotation(pod *Pod, wrong string)
 	// Gone says that a pod does not exist any more.
 	Gone(pod *Pod)
 }
@@ -93,8 +88,8 @@ func (x *Index) setPod(p *Pod) []any {
 		}
 	}
 	x.pods[p.key()] = p
-	if a := x.accounts[p.account()]; a.exists && a.err != nil && p.hasOwnAddresses() && (old == nil || old.UID != p.UID) {
-		x.observer.BadAnnotation(p, a.err)
+	if a := x.accounts[p.account()]; a.exists && a.wrong != "" && p.hasOwnAddresses() && (old == nil || old.UID != p.UID) {
+		x.observer.BadAnnotation(p, a.wrong)
 	}
 	return keys
 }

@@ -1,7 +1,6 @@
 package identity
 
 import (
-	"errors"
 	"slices"
 	"testing"
 
@@ -371,7 +370,7 @@ func TestBadAnnotationIsReported(t *testing.T) {
 	if want := []string{"a", "a2"}; !slices.Equal(w.seen.bad, want) {
 		t.Errorf("reported on %v, want %v", w.seen.bad, want)
 	}
-	if _, isAnnotation := errors.AsType[*role.AnnotationError](w.Lookup(from("10.0.0.1")).Err); !isAnnotation {
+	if w.Lookup(from("10.0.0.1")).Refusal != BadAnnotation {
 		t.Error("the pod is not refused")
 	}
 }

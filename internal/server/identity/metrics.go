@@ -42,7 +42,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		case !a.exists && a.role != nil:
 			roles["deleted"]++
 		case !a.exists: // only named by pods
-		case a.err != nil:
+		case a.wrong != "":
 			roles["invalid"]++
 		case a.role != nil:
 			roles["valid"]++

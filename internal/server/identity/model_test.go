@@ -1,7 +1,6 @@
 package identity
 
 import (
-	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -319,13 +318,12 @@ func (h *history) tell(what string, related func(address string, p *Pod) bool, d
 // says is the Index's word in the model's form.
 func (h *history) says(address string) string {
 	c := h.index.Lookup(from(address))
-	_, bad := errors.AsType[*role.AnnotationError](c.Err)
 	switch {
-	case errors.Is(c.Err, ErrNodeAddress):
+	case c.Refusal == NodeAddress:
 		return "node"
 	case c.Pod == nil:
 		return string(c.Missing)
-	case bad:
+	case c.Refusal == BadAnnotation:
 		return string(c.Pod.UID) + " bad annotation"
 	case c.Role != nil:
 		return string(c.Pod.UID) + " " + c.Role.Namespace + "/" + c.Role.ServiceAccount + " " + c.Role.ARN

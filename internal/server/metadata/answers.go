@@ -2,7 +2,6 @@ package metadata
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
 	"time"
@@ -59,9 +58,9 @@ func tooMany() answer {
 
 // refused answers what waiting does not change.
 func refused(c identity.Caller) answer {
-	if annotation, ok := errors.AsType[*role.AnnotationError](c.Err); ok {
+	if c.Refusal == identity.BadAnnotation {
 		return failed(http.StatusNotFound, c, podevents.BadAnnotation, "", fmt.Sprintf(
-			"ServiceAccount %s of pod %s gives no IAM role: %v. Correct the annotation; no restart is needed.", c.Pod.ServiceAccount, podName(c.Pod), annotation))
+			"ServiceAccount %s of pod %s gives no IAM role: %s. Correct the annotation; no restart is needed.", c.Pod.ServiceAccount, podName(c.Pod), c.Wrong))
 	}
 	return failed(http.StatusForbidden, c, "", "", fmt.Sprintf(
 		"source address %s is a node's, so no pod can be told from it. Pods with hostNetwork cannot be served; for others, traffic to the metadata address is masqueraded (SNAT) on its way: exclude it.", c.Claim.Address))

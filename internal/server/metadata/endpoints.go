@@ -47,7 +47,7 @@ func (s *Server) viewPod(claim identity.Claim, answer func(identity.Caller) answ
 	switch {
 	case c.Pod != nil:
 		return done(answer(c))
-	case c.Err != nil:
+	case c.Refusal != "":
 		return done(refused(c))
 	}
 	return wait(c, nil)
@@ -60,7 +60,7 @@ func (s *Server) viewRole(claim identity.Claim, waitForAnnotation bool) (identit
 	if c.Role != nil {
 		return c, nil
 	}
-	if c.Err != nil {
+	if c.Refusal != "" {
 		v := done(refused(c))
 		return c, &v
 	}

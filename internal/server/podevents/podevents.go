@@ -22,7 +22,6 @@ import (
 
 	"github.com/iam4kube/iam4kube/internal/logging"
 	"github.com/iam4kube/iam4kube/internal/server/identity"
-	"github.com/iam4kube/iam4kube/internal/server/role"
 )
 
 // Reason is an Event's reason.
@@ -115,8 +114,8 @@ func (r *Recorder) Record(pod *identity.Pod, reason Reason, message string) {
 }
 
 // BadAnnotation implements identity.Observer.
-func (r *Recorder) BadAnnotation(pod *identity.Pod, err *role.AnnotationError) {
-	r.Record(pod, BadAnnotation, fmt.Sprintf("ServiceAccount %s gives no IAM role: %v. Correct the annotation; no restart is needed.", pod.ServiceAccount, err))
+func (r *Recorder) BadAnnotation(pod *identity.Pod, wrong string) {
+	r.Record(pod, BadAnnotation, fmt.Sprintf("ServiceAccount %s gives no IAM role: %s. Correct the annotation; no restart is needed.", pod.ServiceAccount, wrong))
 }
 
 // Gone implements identity.Observer.

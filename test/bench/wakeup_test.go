@@ -19,8 +19,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
 
+	"github.com/iam4kube/iam4kube/internal/server/diagnosis"
 	"github.com/iam4kube/iam4kube/internal/server/role"
-	"github.com/iam4kube/iam4kube/internal/server/waiting"
 	"github.com/iam4kube/iam4kube/test/controlplane"
 	"github.com/iam4kube/iam4kube/test/environment"
 )
@@ -167,7 +167,7 @@ func read(connection net.Conn) answer {
 func (w *wakeUp) awaitWaiting(b *testing.B, n int) {
 	b.Helper()
 	environment.Eventually(b, time.Minute, func() error {
-		if now := int(w.server.Metric(b, "iam4kube_waiting_requests", "missing", string(waiting.Pod))); now != n {
+		if now := int(w.server.Metric(b, "iam4kube_waiting_requests", "missing", string(diagnosis.Pod))); now != n {
 			return fmt.Errorf("%d requests wait, want %d", now, n)
 		}
 		return nil

@@ -14,7 +14,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/iam4kube/iam4kube/internal/server/podevents"
+	"github.com/iam4kube/iam4kube/internal/server/diagnosis"
 	"github.com/iam4kube/iam4kube/test/docs"
 )
 
@@ -82,14 +82,11 @@ func messages(t *testing.T, folder string) map[string]string {
 }
 
 func TestDocumentedEventReasons(t *testing.T) {
-	have := []podevents.Reason{
-		podevents.Serving, podevents.BadAnnotation, podevents.NoRole, podevents.Denied,
-		podevents.Unavailable, podevents.NoAccount, podevents.Ambiguous,
-	}
+	have := diagnosis.Reasons
 	table := docs.Rows(t, page, "Events")
 	for _, reason := range have {
 		row := table[string(reason)]
-		if want := map[bool]string{true: "Normal", false: "Warning"}[reason == podevents.Serving]; row == nil || row[0] != want {
+		if want := map[bool]string{true: "Normal", false: "Warning"}[reason == diagnosis.Serving]; row == nil || row[0] != want {
 			t.Errorf("%s: %v", reason, row)
 		}
 	}

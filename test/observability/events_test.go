@@ -13,7 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 
-	"github.com/iam4kube/iam4kube/internal/server/podevents"
+	"github.com/iam4kube/iam4kube/internal/server/diagnosis"
 	"github.com/iam4kube/iam4kube/internal/server/role"
 	"github.com/iam4kube/iam4kube/test/environment"
 	"github.com/iam4kube/iam4kube/test/fakests"
@@ -22,7 +22,7 @@ import (
 // unknownRole is an ARN that STS denies to everybody.
 const unknownRole = "arn:aws:iam::" + environment.Account + ":role/unknown"
 
-func hasReason(reason podevents.Reason) func(corev1.Event) bool {
+func hasReason(reason diagnosis.Reason) func(corev1.Event) bool {
 	return func(e corev1.Event) bool { return e.Reason == string(reason) }
 }
 
@@ -41,11 +41,11 @@ func TestSuccessIsToldOncePerNewPod(t *testing.T) {
 	}
 	// Successes are written in their order: once this one is there, no other follows.
 	last.getCredentials(t, s)
-	last.waitEvent(t, hasReason(podevents.Serving))
+	last.waitEvent(t, hasReason(diagnosis.Serving))
 	if events := old.events(t); len(events) != 0 {
 		t.Errorf("a pod that was there before the server has %+v", events)
 	}
-	e := young.waitEvent(t, hasReason(podevents.Serving))
+	e := young.waitEvent(t, hasReason(diagnosis.Serving))
 	pod, err := env.Client.CoreV1().Pods(ns).Get(t.Context(), young.Name, metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
@@ -76,27 +76,27 @@ func TestFailuresAreTold(t *testing.T) {
 		arn       string
 		noAccount bool
 		status    int // 0: no request is sent
-		reason    podevents.Reason
+		reason    diagnosis.Reason
 		text      []string
 	}{
 		"no-role": {
-			status: http.StatusNotFound, reason: podevents.NoRole,
+			status: http.StatusNotFound, reason: diagnosis.RoleMissing,
 			text: []string{"missing role-annotation", "has no annotation " + role.AnnotationARN, "Add it"},
 		},
 		"bad-annotation": {
-			arn: "not-an-arn", reason: podevents.BadAnnotation,
+			arn: "not-an-arn", reason: diagnosis.AnnotationInvalid,
 			text: []string{role.AnnotationARN, `"not-an-arn"`, "want the ARN of an IAM role", "Correct the annotation"},
 		},
 		"denied": {
-			arn: unknownRole, status: http.StatusOK, reason: podevents.Denied,
+			arn: unknownRole, status: http.StatusOK, reason: diagnosis.RoleDenied,
 			text: []string{unknownRole, "events-failure@denied", "is not authorized to perform: sts:AssumeRole", "Check the role's trust policy"},
 		},
 		"unavailable": {
-			arn: unavailable, status: http.StatusServiceUnavailable, reason: podevents.Unavailable,
+			arn: unavailable, status: http.StatusServiceUnavailable, reason: diagnosis.CredentialsUnavailable,
 			text: []string{"missing credentials", unavailable, "ServiceUnavailable", "keeps trying"},
 		},
 		"no-account": {
-			noAccount: true, status: http.StatusServiceUnavailable, reason: podevents.NoAccount,
+			noAccount: true, status: http.StatusServiceUnavailable, reason: diagnosis.AccountMissing,
 			text: []string{"missing service-account", "ServiceAccount no-account of pod events-failure/no-account", "Create it with the annotation " + role.AnnotationARN},
 		},
 	} {
@@ -125,7 +125,7 @@ func TestFailuresAreTold(t *testing.T) {
 		})
 		body := one.get(t, s, http.StatusServiceUnavailable)
 		for _, w := range []workload{one, other} {
-			wantWarning(t, w, podevents.Ambiguous, "missing single-pod", "more than one live pod claims source address "+one.from.String(), "as soon as one of them is left")
+			wantWarning(t, w, diagnosis.AddressAmbiguous, "missing single-pod", "more than one live pod claims source address "+one.from.String(), "as soon as one of them is left")
 			if strings.Contains(body, "/"+w.Name) {
 				t.Errorf("the answer names a pod: %s", body)
 			}
@@ -133,7 +133,7 @@ func TestFailuresAreTold(t *testing.T) {
 	})
 }
 
-func wantWarning(t *testing.T, w workload, reason podevents.Reason, text ...string) {
+func wantWarning(t *testing.T, w workload, reason diagnosis.Reason, text ...string) {
 	t.Helper()
 	e := w.waitEvent(t, hasReason(reason))
 	if e.Type != corev1.EventTypeWarning || e.Count != 1 {
@@ -152,11 +152,11 @@ func TestBadAnnotationIsToldAsItAppears(t *testing.T) {
 	s.WaitReady(t)
 	w := newWorkload(newNamespace(t, "events-eager"), "app", env.NewRole()).create(t)
 	w.getCredentials(t, s)
-	w.waitEvent(t, hasReason(podevents.Serving))
+	w.waitEvent(t, hasReason(diagnosis.Serving))
 	annotate(t, w, role.AnnotationDuration, "1")
 	environment.Eventually(t, within, func() error {
 		for _, e := range w.events(t) {
-			if e.Reason == string(podevents.BadAnnotation) && strings.Contains(e.Message, role.AnnotationDuration) {
+			if e.Reason == string(diagnosis.AnnotationInvalid) && strings.Contains(e.Message, role.AnnotationDuration) {
 				return nil
 			}
 		}
@@ -191,7 +191,7 @@ func TestClientThatGivesUpIsTold(t *testing.T) {
 	if response, _, err := s.Do(ctx, s.Client(t, w.from), http.MethodGet, rolesPath, nil); err == nil {
 		t.Fatalf("answered with %d", response.StatusCode)
 	}
-	wantWarning(t, w, podevents.NoAccount, "missing service-account")
+	wantWarning(t, w, diagnosis.AccountMissing, "missing service-account")
 }
 
 // TestReplicasShareEvents: what two replicas tell of one pod is one event; a failure
@@ -204,8 +204,8 @@ func TestReplicasShareEvents(t *testing.T) {
 	good, bad := newWorkload(ns, "good", env.NewRole()).create(t), newWorkload(ns, "bad", unknownRole).create(t)
 	good.getCredentials(t, one)
 	bad.get(t, one, http.StatusOK)
-	good.waitEvent(t, hasReason(podevents.Serving))
-	first := bad.waitEvent(t, hasReason(podevents.Denied))
+	good.waitEvent(t, hasReason(diagnosis.Serving))
+	first := bad.waitEvent(t, hasReason(diagnosis.RoleDenied))
 	good.getCredentials(t, two)
 	bad.get(t, two, http.StatusOK)
 	second := bad.waitEvent(t, func(e corev1.Event) bool { return e.Count == 2 })
@@ -218,7 +218,7 @@ func TestReplicasShareEvents(t *testing.T) {
 		}
 		return nil
 	})
-	if e := good.waitEvent(t, hasReason(podevents.Serving)); e.Count != 1 {
+	if e := good.waitEvent(t, hasReason(diagnosis.Serving)); e.Count != 1 {
 		t.Errorf("a success counts %d", e.Count)
 	}
 }
@@ -232,7 +232,7 @@ func TestLongNamesAndMessages(t *testing.T) {
 	name := strings.Repeat("a", 235) + "." + strings.Repeat("b", 17)
 	w := newWorkload(newNamespace(t, "events-long"), name, "arn:aws:iam::"+environment.Account+":role/"+strings.Repeat("/path", 102)[1:]+"/unknown").create(t)
 	body := w.get(t, s, http.StatusOK)
-	e := w.waitEvent(t, hasReason(podevents.Denied))
+	e := w.waitEvent(t, hasReason(diagnosis.RoleDenied))
 	if problems := validation.IsDNS1123Subdomain(e.Name); len(problems) > 0 || !strings.HasPrefix(e.Name, name[:235]+".") {
 		t.Errorf("name %q: %v", e.Name, problems)
 	}
@@ -264,7 +264,7 @@ func TestEventInTerminatingNamespace(t *testing.T) {
 	// Failures are written in their order: this one comes after whatever there was to write.
 	last := newWorkload(newNamespace(t, "events-after"), "app", unknownRole).create(t)
 	last.get(t, s, http.StatusOK)
-	last.waitEvent(t, hasReason(podevents.Denied))
+	last.waitEvent(t, hasReason(diagnosis.RoleDenied))
 	if n := s.Metric(t, "iam4kube_events_total", "outcome", "failed"); n != 1 {
 		t.Errorf("%v failed", n)
 	}

@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/iam4kube/iam4kube/internal/server/podevents"
+	"github.com/iam4kube/iam4kube/internal/server/diagnosis"
 	"github.com/iam4kube/iam4kube/internal/server/role"
 	"github.com/iam4kube/iam4kube/test/controlplane"
 	"github.com/iam4kube/iam4kube/test/environment"
@@ -85,7 +85,7 @@ func TestFloodOfFailures(t *testing.T) {
 		t.Errorf("%v dropped", dropped)
 	}
 	for _, line := range s.Logs.Lines("could not serve a request") {
-		if line["reason"] != string(podevents.BadAnnotation) {
+		if line["reason"] != string(diagnosis.AnnotationInvalid) {
 			t.Errorf("log line: %v", line)
 		}
 	}

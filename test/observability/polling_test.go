@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/iam4kube/iam4kube/internal/server/waiting"
+	"github.com/iam4kube/iam4kube/internal/server/diagnosis"
 	"github.com/iam4kube/iam4kube/test/environment"
 	"github.com/iam4kube/iam4kube/test/fakests"
 )
@@ -26,12 +26,12 @@ func TestWaitingAsksNothing(t *testing.T) {
 	other := newWorkload(ns, "other", "").createAccount(t)
 	other.IPs = twin.IPs
 	other.createPod(t)
-	waiters := map[waiting.Piece]workload{
-		waiting.Pod:            newWorkload(ns, "nobody", ""),
-		waiting.SinglePod:      twin,
-		waiting.ServiceAccount: newWorkload(ns, "no-account", "").createPod(t),
-		waiting.RoleAnnotation: newWorkload(ns, "no-role", "").create(t),
-		waiting.Credentials:    newWorkload(ns, "hanging", hanging).create(t),
+	waiters := map[diagnosis.Piece]workload{
+		diagnosis.Pod:            newWorkload(ns, "nobody", ""),
+		diagnosis.SinglePod:      twin,
+		diagnosis.ServiceAccount: newWorkload(ns, "no-account", "").createPod(t),
+		diagnosis.RoleAnnotation: newWorkload(ns, "no-role", "").create(t),
+		diagnosis.Credentials:    newWorkload(ns, "hanging", hanging).create(t),
 	}
 	environment.Eventually(t, within, func() error {
 		if pods, ambiguous := s.Metric(t, "iam4kube_pods", "served", "yes"), s.Metric(t, "iam4kube_ambiguous_addresses"); pods < 5 || ambiguous != 1 {
@@ -54,7 +54,7 @@ func TestWaitingAsksNothing(t *testing.T) {
 		}
 	}
 	environment.Eventually(t, cfg.MaxWait, func() error {
-		waiting := map[waiting.Piece]float64{}
+		waiting := map[diagnosis.Piece]float64{}
 		all := true
 		for piece := range waiters {
 			waiting[piece] = s.Metric(t, "iam4kube_waiting_requests", "missing", string(piece))

@@ -17,8 +17,8 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/iam4kube/iam4kube/internal/logging"
+	"github.com/iam4kube/iam4kube/internal/server/diagnosis"
 	"github.com/iam4kube/iam4kube/internal/server/imdstoken"
-	"github.com/iam4kube/iam4kube/internal/server/podevents"
 	"github.com/iam4kube/iam4kube/test/checkout"
 	"github.com/iam4kube/iam4kube/test/controlplane"
 	"github.com/iam4kube/iam4kube/test/environment"
@@ -214,7 +214,7 @@ func tellTwice(t *testing.T, s *environment.Server, w workload) {
 	other := env.Start(t, env.Config(t))
 	other.WaitReady(t)
 	w.get(t, other, http.StatusOK)
-	w.waitEvent(t, func(e corev1.Event) bool { return e.Reason == string(podevents.Denied) })
+	w.waitEvent(t, func(e corev1.Event) bool { return e.Reason == string(diagnosis.RoleDenied) })
 	w.get(t, s, http.StatusOK)
 }
 

@@ -11,7 +11,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/sts"
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/iam4kube/iam4kube/internal/server/podevents"
+	"github.com/iam4kube/iam4kube/internal/server/diagnosis"
 )
 
 // TestServersOwnTokenIsNotRepeated: the server's own identity is a session whose secret key
@@ -38,7 +38,7 @@ func TestServersOwnTokenIsNotRepeated(t *testing.T) {
 		t.Errorf("iam4kube_sts_identity_refused is %v", v)
 	}
 	body := w.get(t, s, http.StatusServiceUnavailable)
-	event := w.waitEvent(t, func(e corev1.Event) bool { return e.Reason == string(podevents.Unavailable) })
+	event := w.waitEvent(t, func(e corev1.Event) bool { return e.Reason == string(diagnosis.CredentialsUnavailable) })
 	const why = "SignatureDoesNotMatch: STS refuses the server's own AWS credentials"
 	if !strings.Contains(body, why) || !strings.Contains(event.Message, why) {
 		t.Errorf("answer: %s, event: %s", body, event.Message)

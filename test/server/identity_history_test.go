@@ -14,8 +14,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/iam4kube/iam4kube/internal/server/diagnosis"
 	"github.com/iam4kube/iam4kube/internal/server/role"
-	"github.com/iam4kube/iam4kube/internal/server/waiting"
 	"github.com/iam4kube/iam4kube/test/controlplane"
 	"github.com/iam4kube/iam4kube/test/environment"
 )
@@ -292,7 +292,7 @@ func (h *apiHistory) says(address workload) string {
 }
 
 // stillMissing is the answer for a role whose first credentials STS is being asked for.
-const stillMissing = string(waiting.Credentials)
+const stillMissing = string(diagnosis.Credentials)
 
 // served is how the address is served, once STS has answered.
 func (h *apiHistory) served(t *testing.T, s *environment.Server, w workload) (served string) {

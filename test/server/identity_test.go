@@ -17,7 +17,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
 
-	"github.com/iam4kube/iam4kube/internal/server/waiting"
+	"github.com/iam4kube/iam4kube/internal/server/diagnosis"
 	"github.com/iam4kube/iam4kube/test/controlplane"
 	"github.com/iam4kube/iam4kube/test/environment"
 	"github.com/iam4kube/iam4kube/test/fakests"
@@ -190,7 +190,7 @@ func TestHostNetwork(t *testing.T) {
 	host.createAccount(t, host.annotations())
 
 	early := ask(t.Context(), t, s, host.from, host.path())
-	awaitWaiting(t, s, waiting.Pod, 1)
+	awaitWaiting(t, s, diagnosis.Pod, 1)
 	host.createPod(t)
 	own.create(t)
 	for _, r := range []reply{receive(t, early), receive(t, ask(t.Context(), t, s, host.from, rolesPath))} {
@@ -274,7 +274,7 @@ func TestTwoPodsWithOneAddress(t *testing.T) {
 		barrier(t, impatient, namespace)
 		checkHolder(t, impatient, a.from, "single-pod", "two live pods")
 		waits := ask(t.Context(), t, s, a.from, appPath)
-		awaitWaiting(t, s, waiting.SinglePod, 1)
+		awaitWaiting(t, s, diagnosis.SinglePod, 1)
 		resolve(b, t)
 		checkOwner(t, receive(t, waits), a)
 		expectHolder(t, impatient, a.from, a.ServiceAccount)
@@ -349,7 +349,7 @@ func TestAddressChangesHandsDuringTheWait(t *testing.T) {
 		w.create(t)
 	}
 	changes, goes := ask(t.Context(), t, s, a.from, appPath), ask(t.Context(), t, s, c.from, appPath)
-	awaitWaiting(t, s, waiting.Credentials, 2)
+	awaitWaiting(t, s, diagnosis.Credentials, 2)
 	a.remove(t)
 	c.remove(t)
 	b.createPod(t)

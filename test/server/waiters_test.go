@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/iam4kube/iam4kube/internal/server/waiting"
+	"github.com/iam4kube/iam4kube/internal/server/diagnosis"
 	"github.com/iam4kube/iam4kube/test/environment"
 	"github.com/iam4kube/iam4kube/test/fakests"
 )
@@ -33,12 +33,12 @@ func TestOneEventWakesOneOfThousands(t *testing.T) {
 		connection := waitOn(t, s, from, rolesPath)
 		t.Cleanup(func() { _ = connection.Close() })
 	}
-	awaitWaiting(t, s, waiting.Pod, others)
+	awaitWaiting(t, s, diagnosis.Pod, others)
 	credentials := ask(t.Context(), t, s, w.from, w.path())
-	awaitWaiting(t, s, waiting.Pod, others+1)
+	awaitWaiting(t, s, diagnosis.Pod, others+1)
 	w.createPod(t)
 	checkOwner(t, receive(t, credentials), w)
-	awaitWaiting(t, s, waiting.Pod, others)
+	awaitWaiting(t, s, diagnosis.Pod, others)
 	if n := s.Metric(t, "iam4kube_wait_duration_seconds", "missing", "pod", "outcome", "answered"); n != 1 {
 		t.Errorf("%v requests were answered, want 1", n)
 	}
@@ -74,9 +74,9 @@ func TestWaitersOfOnePodAreLimited(t *testing.T) {
 		connection := waitOn(t, s, hostile, rolesPath)
 		t.Cleanup(func() { _ = connection.Close() })
 	}
-	awaitWaiting(t, s, waiting.Pod, limit)
+	awaitWaiting(t, s, diagnosis.Pod, limit)
 	waits := ask(t.Context(), t, s, late.from, late.path())
-	awaitWaiting(t, s, waiting.Pod, limit+1)
+	awaitWaiting(t, s, diagnosis.Pod, limit+1)
 
 	for range flood {
 		connection := waitOn(t, s, hostile, rolesPath)
@@ -94,7 +94,7 @@ func TestWaitersOfOnePodAreLimited(t *testing.T) {
 	if status, body := s.Get(t, warm.from, warm.path()); status != http.StatusOK {
 		t.Errorf("warm pod: %d %s", status, body)
 	}
-	awaitWaiting(t, s, waiting.Pod, limit+1)
+	awaitWaiting(t, s, diagnosis.Pod, limit+1)
 	late.createPod(t)
 	checkOwner(t, receive(t, waits), late)
 }
@@ -151,7 +151,7 @@ func TestReady(t *testing.T) {
 	}
 	t.Run("late pod", func(t *testing.T) {
 		waits := ask(t.Context(), t, s, late.from, "/iam4kube/ready?wait=1h")
-		awaitWaiting(t, s, waiting.Pod, 1)
+		awaitWaiting(t, s, diagnosis.Pod, 1)
 		late.createPod(t)
 		if got := receive(t, waits); got.StatusCode != http.StatusNoContent {
 			t.Errorf("%d %s", got.StatusCode, got.body)

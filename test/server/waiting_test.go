@@ -19,8 +19,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 
+	"github.com/iam4kube/iam4kube/internal/server/diagnosis"
 	"github.com/iam4kube/iam4kube/internal/server/role"
-	"github.com/iam4kube/iam4kube/internal/server/waiting"
 	"github.com/iam4kube/iam4kube/test/environment"
 	"github.com/iam4kube/iam4kube/test/fakests"
 )
@@ -189,19 +189,19 @@ func checkOwner(t *testing.T, r reply, w workload) {
 
 // waitingNow is how many requests wait for each piece, without those for which nobody
 // does.
-func waitingNow(t testing.TB, s *environment.Server) map[waiting.Piece]int {
+func waitingNow(t testing.TB, s *environment.Server) map[diagnosis.Piece]int {
 	t.Helper()
-	now := map[waiting.Piece]int{}
+	now := map[diagnosis.Piece]int{}
 	for _, m := range s.Metrics(t)["iam4kube_waiting_requests"].GetMetric() {
 		if n := int(m.GetGauge().GetValue()); n != 0 {
-			now[waiting.Piece(m.GetLabel()[0].GetValue())] = n
+			now[diagnosis.Piece(m.GetLabel()[0].GetValue())] = n
 		}
 	}
 	return now
 }
 
 // awaitAllWaiting returns once these requests wait, and no others.
-func awaitAllWaiting(t testing.TB, s *environment.Server, want map[waiting.Piece]int) {
+func awaitAllWaiting(t testing.TB, s *environment.Server, want map[diagnosis.Piece]int) {
 	t.Helper()
 	environment.Eventually(t, patience, func() error {
 		if now := waitingNow(t, s); !maps.Equal(now, want) {
@@ -212,9 +212,9 @@ func awaitAllWaiting(t testing.TB, s *environment.Server, want map[waiting.Piece
 }
 
 // awaitWaiting returns once so many requests wait for the piece, and none for another.
-func awaitWaiting(t testing.TB, s *environment.Server, piece waiting.Piece, n int) {
+func awaitWaiting(t testing.TB, s *environment.Server, piece diagnosis.Piece, n int) {
 	t.Helper()
-	want := map[waiting.Piece]int{piece: n}
+	want := map[diagnosis.Piece]int{piece: n}
 	if n == 0 {
 		clear(want)
 	}
@@ -230,7 +230,7 @@ const (
 
 // race is one piece that appears after the request.
 type race struct {
-	piece  waiting.Piece
+	piece  diagnosis.Piece
 	before func(w workload)
 	appear func(w workload)
 	// event returns when what appeared was told.
@@ -269,7 +269,7 @@ func (r race) measure(t *testing.T, s *environment.Server, namespace string) map
 	}
 	for _, w := range pods {
 		credentials = append(credentials, ask(t.Context(), t, s, w.from, w.path()))
-		if r.piece != waiting.Credentials { // the role is told without them
+		if r.piece != diagnosis.Credentials { // the role is told without them
 			roles = append(roles, ask(t.Context(), t, s, w.from, rolesPath))
 		}
 	}
@@ -303,7 +303,7 @@ func (r race) measure(t *testing.T, s *environment.Server, namespace string) map
 // Race 1: the request comes before the server has seen the pod's address.
 func TestRequestBeforeItsPod(t *testing.T) {
 	race{
-		piece:  waiting.Pod,
+		piece:  diagnosis.Pod,
 		before: func(w workload) { w.createAccount(t, w.annotations()) },
 		appear: func(w workload) { w.createPod(t) },
 		event: func(w workload, seen *sightings) time.Time {
@@ -316,7 +316,7 @@ func TestRequestBeforeItsPod(t *testing.T) {
 // of STS after that.
 func TestRequestBeforeItsServiceAccount(t *testing.T) {
 	race{
-		piece:  waiting.ServiceAccount,
+		piece:  diagnosis.ServiceAccount,
 		before: func(w workload) { w.createPod(t) },
 		appear: func(w workload) { w.createAccount(t, w.annotations()) },
 		event: func(w workload, seen *sightings) time.Time {
@@ -332,7 +332,7 @@ func TestRequestBeforeItsCredentials(t *testing.T) {
 		return slices.IndexFunc(all, func(a fakests.Attempt) bool { return a.RoleARN == w.arn && a.Outcome == fakests.OutcomeSuccess })
 	}
 	race{
-		piece: waiting.Credentials,
+		piece: diagnosis.Credentials,
 		before: func(w workload) {
 			w.createPod(t)
 			setFault(t, w, fakests.Fault{Delay: stsDelay})
@@ -352,7 +352,7 @@ func TestRequestBeforeItsCredentials(t *testing.T) {
 // Race 4: the request comes before the annotation on the ServiceAccount of a new pod.
 func TestRequestBeforeItsAnnotation(t *testing.T) {
 	race{
-		piece: waiting.RoleAnnotation,
+		piece: diagnosis.RoleAnnotation,
 		before: func(w workload) {
 			w.createPod(t)
 			w.createAccount(t, nil)
@@ -393,7 +393,7 @@ func TestAllPiecesLateInEveryOrder(t *testing.T) {
 		replies = append(replies, ask(t.Context(), t, s, w.from, w.path()))
 	}
 	for step := range orders[0] {
-		want := map[waiting.Piece]int{}
+		want := map[diagnosis.Piece]int{}
 		for _, order := range orders {
 			if piece := missing(order[:step]); piece != "" {
 				want[piece]++
@@ -426,16 +426,16 @@ func mergings(a, b []string) (all [][]string) {
 
 // missing is the first piece that a request lacks after these have appeared, empty if
 // it lacks none.
-func missing(have []string) waiting.Piece {
+func missing(have []string) diagnosis.Piece {
 	switch {
 	case !slices.Contains(have, "address"):
-		return waiting.Pod
+		return diagnosis.Pod
 	case !slices.Contains(have, "account"):
-		return waiting.ServiceAccount
+		return diagnosis.ServiceAccount
 	case !slices.Contains(have, "annotation"):
-		return waiting.RoleAnnotation
+		return diagnosis.RoleAnnotation
 	case !slices.Contains(have, "credentials"):
-		return waiting.Credentials
+		return diagnosis.Credentials
 	}
 	return ""
 }
@@ -465,21 +465,21 @@ func TestNothingAppears(t *testing.T) {
 	cfg.MaxWait = 300 * time.Millisecond
 	s := env.Start(t, cfg)
 	for _, c := range []struct {
-		piece   waiting.Piece
+		piece   diagnosis.Piece
 		status  int
 		says    string
 		prepare func(w workload)
 	}{
-		{waiting.Pod, 503, "masqueraded", func(workload) {}},
-		{waiting.SinglePod, 503, "more than one live pod", func(w workload) {
+		{diagnosis.Pod, 503, "masqueraded", func(workload) {}},
+		{diagnosis.SinglePod, 503, "more than one live pod", func(w workload) {
 			w.createAccount(t, w.annotations())
 			w.createPod(t)
 			w.Name += "-too"
 			w.createPod(t)
 		}},
-		{waiting.ServiceAccount, 503, "does not exist", func(w workload) { w.createPod(t) }},
-		{waiting.RoleAnnotation, 404, role.AnnotationARN, func(w workload) { w.createAccount(t, nil); w.createPod(t) }},
-		{waiting.Credentials, 503, "STS has not answered yet", func(w workload) {
+		{diagnosis.ServiceAccount, 503, "does not exist", func(w workload) { w.createPod(t) }},
+		{diagnosis.RoleAnnotation, 404, role.AnnotationARN, func(w workload) { w.createAccount(t, nil); w.createPod(t) }},
+		{diagnosis.Credentials, 503, "STS has not answered yet", func(w workload) {
 			setFault(t, w, fakests.Fault{Effect: fakests.Hang})
 			w.create(t)
 		}},
@@ -534,9 +534,9 @@ func TestClientsGoAway(t *testing.T) {
 	const each = 5
 	ctx, leave := context.WithCancel(t.Context())
 	var replies []<-chan reply
-	all := map[waiting.Piece]int{}
-	for piece, w := range map[waiting.Piece]workload{
-		waiting.Pod: none, waiting.ServiceAccount: noAccount, waiting.RoleAnnotation: noAnnotation, waiting.Credentials: noCredentials,
+	all := map[diagnosis.Piece]int{}
+	for piece, w := range map[diagnosis.Piece]workload{
+		diagnosis.Pod: none, diagnosis.ServiceAccount: noAccount, diagnosis.RoleAnnotation: noAnnotation, diagnosis.Credentials: noCredentials,
 	} {
 		for range each {
 			replies = append(replies, ask(ctx, t, s, w.from, w.path()))
@@ -583,12 +583,12 @@ func TestRetriesJoinTheCallUnderWay(t *testing.T) {
 	for range requests {
 		gone = append(gone, ask(ctx, t, s, w.from, w.path()))
 	}
-	awaitWaiting(t, s, waiting.Credentials, requests)
+	awaitWaiting(t, s, diagnosis.Credentials, requests)
 	leave()
 	for _, r := range gone {
 		<-r
 	}
-	awaitWaiting(t, s, waiting.Credentials, 0)
+	awaitWaiting(t, s, diagnosis.Credentials, 0)
 	var retries []<-chan reply
 	for range requests {
 		retries = append(retries, ask(t.Context(), t, s, w.from, w.path()))

@@ -4,6 +4,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/iam4kube/iam4kube/internal/server/diagnosis"
 	"github.com/iam4kube/iam4kube/internal/server/role"
 )
 
@@ -98,9 +99,15 @@ func (x *Index) release(key types.NamespacedName) {
 // reportPods looks at all pods: a wrong annotation is rare, and an index of pods
 // by ServiceAccount would cost memory for every pod. It needs mu.
 func (x *Index) reportPods(key types.NamespacedName, wrong string) {
+	d := badAnnotation(key, wrong)
 	for _, p := range x.pods {
 		if p.account() == key && p.hasOwnAddresses() {
-			x.observer.BadAnnotation(p, wrong)
+			x.observer.Record(p, d)
 		}
 	}
+}
+
+// badAnnotation is for all pods of the account.
+func badAnnotation(account types.NamespacedName, wrong string) diagnosis.Diagnosis {
+	return diagnosis.Subject{ServiceAccount: account.Name, Why: wrong}.Refused(diagnosis.BadAnnotation)
 }

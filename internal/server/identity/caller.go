@@ -3,8 +3,8 @@ package identity
 import (
 	"net/netip"
 
+	"github.com/iam4kube/iam4kube/internal/server/diagnosis"
 	"github.com/iam4kube/iam4kube/internal/server/role"
-	"github.com/iam4kube/iam4kube/internal/server/waiting"
 )
 
 // Claim is what a request says of who sends it. It is comparable: requests with equal
@@ -14,32 +14,21 @@ type Claim struct {
 	Address netip.Addr
 }
 
-// Refusal names why a caller has no role, whatever may appear.
-type Refusal string
-
-const (
-	// NodeAddress: the source address is a node's, that of a hostNetwork pod or of a
-	// pod whose traffic is masqueraded on its way. Whose request it is cannot be told.
-	NodeAddress Refusal = "node-address"
-	// BadAnnotation: what the ServiceAccount's annotations say is wrong.
-	BadAnnotation Refusal = "bad-annotation"
-)
-
 // Caller is what is known at one moment of whoever makes a claim.
 type Caller struct {
 	// Claim is how the caller is known.
 	Claim Claim
-	// Pod is nil while Missing is waiting.Pod or waiting.SinglePod.
+	// Pod is nil while Missing is diagnosis.Pod or diagnosis.SinglePod.
 	Pod *Pod
 	// Role is the pod's role, nil while something is missing or refused.
 	Role *role.Role
 	// Missing is the next piece that has to appear, empty if nothing has to.
-	Missing waiting.Piece
-	// Claimants are the pods on the address while Missing is waiting.SinglePod.
+	Missing diagnosis.Piece
+	// Claimants are the pods on the address while Missing is diagnosis.SinglePod.
 	Claimants []*Pod
 	// Refusal is why there will be no role, empty if nothing speaks against it.
-	Refusal Refusal
-	// Wrong is what is wrong with the annotations while Refusal is BadAnnotation.
+	Refusal diagnosis.Refusal
+	// Wrong is what is wrong with the annotations while Refusal is diagnosis.BadAnnotation.
 	Wrong string
 }
 
@@ -51,13 +40,22 @@ func (c Caller) Keys() []any {
 	return []any{c.Claim.Address, c.Pod.account()}
 }
 
+// Subject is the Caller as a diagnosis names him.
+func (c Caller) Subject() diagnosis.Subject {
+	s := diagnosis.Subject{Address: c.Claim.Address, Role: c.Role, Why: c.Wrong}
+	if c.Pod != nil {
+		s.Pod, s.ServiceAccount = c.Pod.Namespace+"/"+c.Pod.Name, c.Pod.ServiceAccount
+	}
+	return s
+}
+
 // Lookup answers who makes the claim.
 func (x *Index) Lookup(claim Claim) Caller {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	caller := Caller{Claim: claim}
 	if x.hosts[claim.Address] > 0 {
-		caller.Refusal = NodeAddress
+		caller.Refusal = diagnosis.NodeAddress
 		return caller
 	}
 	pods := x.addresses[claim.Address]
@@ -69,23 +67,23 @@ func (x *Index) Lookup(claim Claim) Caller {
 	a := x.accounts[caller.Pod.account()]
 	switch {
 	case a.exists && a.wrong != "":
-		caller.Refusal, caller.Wrong = BadAnnotation, a.wrong
+		caller.Refusal, caller.Wrong = diagnosis.BadAnnotation, a.wrong
 	case a.role != nil && (a.exists || caller.Pod.Terminating):
 		caller.Role = a.role
 	case !a.exists:
-		caller.Missing = waiting.ServiceAccount
+		caller.Missing = diagnosis.ServiceAccount
 	default:
-		caller.Missing = waiting.RoleAnnotation
+		caller.Missing = diagnosis.RoleAnnotation
 	}
 	return caller
 }
 
 // onlyLive picks the pod that an address belongs to: the only one, or the only
 // one that is not terminating.
-func onlyLive(pods []*Pod) (*Pod, waiting.Piece) {
+func onlyLive(pods []*Pod) (*Pod, diagnosis.Piece) {
 	switch len(pods) {
 	case 0:
-		return nil, waiting.Pod
+		return nil, diagnosis.Pod
 	case 1:
 		return pods[0], ""
 	}
@@ -95,12 +93,12 @@ func onlyLive(pods []*Pod) (*Pod, waiting.Piece) {
 			continue
 		}
 		if live != nil {
-			return nil, waiting.SinglePod
+			return nil, diagnosis.SinglePod
 		}
 		live = p
 	}
 	if live == nil {
-		return nil, waiting.SinglePod
+		return nil, diagnosis.SinglePod
 	}
 	return live, ""
 }

@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/iam4kube/iam4kube/internal/server/diagnosis"
 	"github.com/iam4kube/iam4kube/internal/server/role"
 	"github.com/iam4kube/iam4kube/internal/server/waiting"
 )
@@ -40,8 +41,8 @@ type observed struct {
 	gone []types.UID
 }
 
-func (o *observed) BadAnnotation(p *Pod, _ string) { o.bad = append(o.bad, p.Name) }
-func (o *observed) Gone(p *Pod)                    { o.gone = append(o.gone, p.UID) }
+func (o *observed) Record(p *Pod, _ diagnosis.Diagnosis) { o.bad = append(o.bad, p.Name) }
+func (o *observed) Gone(p *Pod)                          { o.gone = append(o.gone, p.UID) }
 
 // world is an Index with everything around it.
 type world struct {
@@ -105,7 +106,7 @@ func (w *world) has(address string) string {
 	switch {
 	case c.Role != nil:
 		return c.Role.Name()
-	case c.Refusal == BadAnnotation:
+	case c.Refusal == diagnosis.BadAnnotation:
 		return c.Wrong
 	case c.Refusal != "":
 		return string(c.Refusal)

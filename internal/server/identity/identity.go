@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/iam4kube/iam4kube/internal/server/diagnosis"
 	"github.com/iam4kube/iam4kube/internal/server/role"
 	"github.com/iam4kube/iam4kube/internal/server/waiting"
 )
@@ -25,9 +26,8 @@ type Roles interface {
 
 // Observer hears of pods; *podevents.Recorder does. Its methods do not block.
 type Observer interface {
-	// BadAnnotation says that a pod has no role because of what is wrong with its
-	// ServiceAccount's annotations.
-	BadAnnotation(pod *Pod, wrong string)
+	// Record says what there is to say of a pod before anybody asks.
+	Record(pod *Pod, d diagnosis.Diagnosis)
 	// Gone says that a pod does not exist any more.
 	Gone(pod *Pod)
 }
@@ -89,7 +89,7 @@ func (x *Index) setPod(p *Pod) []any {
 	}
 	x.pods[p.key()] = p
 	if a := x.accounts[p.account()]; a.exists && a.wrong != "" && p.hasOwnAddresses() && (old == nil || old.UID != p.UID) {
-		x.observer.BadAnnotation(p, a.wrong)
+		x.observer.Record(p, badAnnotation(p.account(), a.wrong))
 	}
 	return keys
 }

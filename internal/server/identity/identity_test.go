@@ -8,8 +8,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/iam4kube/iam4kube/internal/server/diagnosis"
 	"github.com/iam4kube/iam4kube/internal/server/role"
-	"github.com/iam4kube/iam4kube/internal/server/waiting"
 )
 
 // Which addresses are a pod's, by the pod's state alone.
@@ -370,7 +370,7 @@ func TestBadAnnotationIsReported(t *testing.T) {
 	if want := []string{"a", "a2"}; !slices.Equal(w.seen.bad, want) {
 		t.Errorf("reported on %v, want %v", w.seen.bad, want)
 	}
-	if w.Lookup(from("10.0.0.1")).Refusal != BadAnnotation {
+	if w.Lookup(from("10.0.0.1")).Refusal != diagnosis.BadAnnotation {
 		t.Error("the pod is not refused")
 	}
 }
@@ -431,7 +431,7 @@ func TestNodeAddressWakes(t *testing.T) {
 	}
 	defer waiter.Leave()
 	c := w.Lookup(claim)
-	if c.Missing != waiting.Pod {
+	if c.Missing != diagnosis.Pod {
 		t.Fatalf("got %+v", c)
 	}
 	waiter.Watch(c.Keys()...)

@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/iam4kube/iam4kube/internal/server/diagnosis"
 	"github.com/iam4kube/iam4kube/internal/server/role"
 	"github.com/iam4kube/iam4kube/internal/server/waiting"
 )
@@ -319,11 +320,11 @@ func (h *history) tell(what string, related func(address string, p *Pod) bool, d
 func (h *history) says(address string) string {
 	c := h.index.Lookup(from(address))
 	switch {
-	case c.Refusal == NodeAddress:
+	case c.Refusal == diagnosis.NodeAddress:
 		return "node"
 	case c.Pod == nil:
 		return string(c.Missing)
-	case c.Refusal == BadAnnotation:
+	case c.Refusal == diagnosis.BadAnnotation:
 		return string(c.Pod.UID) + " bad annotation"
 	case c.Role != nil:
 		return string(c.Pod.UID) + " " + c.Role.Namespace + "/" + c.Role.ServiceAccount + " " + c.Role.ARN

@@ -2,15 +2,12 @@ package metadata
 
 import (
 	"encoding/json"
-	"fmt"
 	"net/http"
 	"time"
 
+	"github.com/iam4kube/iam4kube/internal/server/diagnosis"
 	"github.com/iam4kube/iam4kube/internal/server/identity"
-	"github.com/iam4kube/iam4kube/internal/server/podevents"
-	"github.com/iam4kube/iam4kube/internal/server/role"
 	"github.com/iam4kube/iam4kube/internal/server/sts"
-	"github.com/iam4kube/iam4kube/internal/server/waiting"
 )
 
 // answer is a response that is not written yet.
@@ -25,11 +22,8 @@ type answer struct {
 
 // failure is an answer that a user has to learn of.
 type failure struct {
-	caller identity.Caller
-	reason podevents.Reason
-	// missing is empty if nothing is.
-	missing waiting.Piece
-	text    string
+	caller    identity.Caller
+	diagnosis diagnosis.Diagnosis
 }
 
 // statusClientClosed is what nginx logs for a client that went away; nobody
@@ -40,10 +34,22 @@ func text(status int, body string) answer {
 	return answer{status: status, body: []byte(body)}
 }
 
-func failed(status int, c identity.Caller, reason podevents.Reason, missing waiting.Piece, message string) answer {
-	a := text(status, "iam4kube: "+message)
-	a.failure = &failure{caller: c, reason: reason, missing: missing, text: message}
+// failed answers with a diagnosis.
+func failed(c identity.Caller, d diagnosis.Diagnosis) answer {
+	a := text(status(d), "iam4kube: "+d.Text)
+	a.failure = &failure{c, d}
 	return a
+}
+
+// status is what a diagnosis is in HTTP.
+func status(d diagnosis.Diagnosis) int {
+	switch {
+	case d.Refusal == diagnosis.NodeAddress, d.Refusal == diagnosis.Denied:
+		return http.StatusForbidden
+	case d.Refusal == diagnosis.BadAnnotation, d.Missing == diagnosis.RoleAnnotation:
+		return http.StatusNotFound
+	}
+	return http.StatusServiceUnavailable
 }
 
 func notFound() answer {
@@ -58,36 +64,26 @@ func tooMany() answer {
 
 // refused answers what waiting does not change.
 func refused(c identity.Caller) answer {
-	if c.Refusal == identity.BadAnnotation {
-		return failed(http.StatusNotFound, c, podevents.BadAnnotation, "", fmt.Sprintf(
-			"ServiceAccount %s of pod %s gives no IAM role: %s. Correct the annotation; no restart is needed.", c.Pod.ServiceAccount, podName(c.Pod), c.Wrong))
-	}
-	return failed(http.StatusForbidden, c, "", "", fmt.Sprintf(
-		"source address %s is a node's, so no pod can be told from it. Pods with hostNetwork cannot be served; for others, traffic to the metadata address is masqueraded (SNAT) on its way: exclude it.", c.Claim.Address))
+	return failed(c, c.Subject().Refused(c.Refusal))
 }
 
 // missing answers when the wait for a piece has ended.
 func missing(c identity.Caller, lastFailure *sts.Error) answer {
-	switch c.Missing {
-	case waiting.Pod:
-		return failed(http.StatusServiceUnavailable, c, "", c.Missing, fmt.Sprintf(
-			"missing pod: no running pod is known on source address %s. If that is not the pod's address (status.podIPs), its traffic is masqueraded (SNAT) on its way: exclude the metadata address from that.", c.Claim.Address))
-	case waiting.SinglePod:
-		return failed(http.StatusServiceUnavailable, c, podevents.Ambiguous, c.Missing, fmt.Sprintf(
-			"missing single-pod: more than one live pod claims source address %s, so the request is nobody's. It is served as soon as one of them is left.", c.Claim.Address))
-	case waiting.ServiceAccount:
-		return failed(http.StatusServiceUnavailable, c, podevents.NoAccount, c.Missing, fmt.Sprintf(
-			"missing service-account: ServiceAccount %s of pod %s (source address %s) does not exist. Create it with the annotation %s.", c.Pod.ServiceAccount, podName(c.Pod), c.Claim.Address, role.AnnotationARN))
-	case waiting.RoleAnnotation:
-		return failed(http.StatusNotFound, c, podevents.NoRole, c.Missing, fmt.Sprintf(
-			"missing role-annotation: ServiceAccount %s of pod %s (source address %s) has no annotation %s. Add it if the pod needs an IAM role; no restart is needed.", c.Pod.ServiceAccount, podName(c.Pod), c.Claim.Address, role.AnnotationARN))
+	return failed(c, because(c, lastFailure).Missing(c.Missing))
+}
+
+// denied answers that STS does not give the role.
+func denied(c identity.Caller, denial *sts.Error) answer {
+	return failed(c, because(c, denial).Refused(diagnosis.Denied))
+}
+
+// because is the subject of a diagnosis of which STS has said why, unless it is nil.
+func because(c identity.Caller, failure *sts.Error) diagnosis.Subject {
+	s := c.Subject()
+	if failure != nil {
+		s.Why = failure.Error()
 	}
-	why := "STS has not answered yet"
-	if lastFailure != nil {
-		why = lastFailure.Error()
-	}
-	return failed(http.StatusServiceUnavailable, c, podevents.Unavailable, waiting.Credentials, fmt.Sprintf(
-		"missing credentials: no credentials yet for %s of pod %s (source address %s): %s. The server keeps trying.", c.Role.ARN, podName(c.Pod), c.Claim.Address, why))
+	return s
 }
 
 // otherRole answers a request for a role that is not the pod's.
@@ -95,24 +91,16 @@ func otherRole(c identity.Caller) answer {
 	return text(http.StatusNotFound, "iam4kube: that is not the role of this pod, which is "+c.Role.Name())
 }
 
-func deniedText(c identity.Caller, denial *sts.Error) string {
-	return fmt.Sprintf("STS refuses the role %s to ServiceAccount %s of pod %s (session name %s): %v. Check the role's trust policy and the annotations; the server tries again by itself.",
-		c.Role.ARN, c.Pod.ServiceAccount, podName(c.Pod), c.Role.SessionName, denial)
-}
-
-// denied answers as EC2 does for a role that cannot be assumed: status 200, and a
+// deniedAsEC2 answers as EC2 does for a role that cannot be assumed: status 200, and a
 // Code that is not Success.
-func denied(c identity.Caller, denial *sts.Error) answer {
-	message := deniedText(c, denial)
+func deniedAsEC2(c identity.Caller, denial *sts.Error) answer {
+	a := denied(c, denial)
 	body, err := json.MarshalIndent(struct{ Code, Message, LastUpdated string }{
-		"AssumeRoleUnauthorizedAccess", message, time.Now().UTC().Format(time.RFC3339),
+		"AssumeRoleUnauthorizedAccess", a.failure.diagnosis.Text, time.Now().UTC().Format(time.RFC3339),
 	}, "", "  ")
 	if err != nil {
 		panic(err) // strings always marshal
 	}
-	a := failed(http.StatusOK, c, podevents.Denied, "", message)
-	a.body = body
+	a.status, a.body = http.StatusOK, body
 	return a
 }
-
-func podName(p *identity.Pod) string { return p.Namespace + "/" + p.Name }

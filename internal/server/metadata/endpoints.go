@@ -7,10 +7,9 @@ import (
 	"time"
 
 	"github.com/iam4kube/iam4kube/internal/server/credentials"
+	"github.com/iam4kube/iam4kube/internal/server/diagnosis"
 	"github.com/iam4kube/iam4kube/internal/server/identity"
-	"github.com/iam4kube/iam4kube/internal/server/podevents"
 	"github.com/iam4kube/iam4kube/internal/server/sts"
-	"github.com/iam4kube/iam4kube/internal/server/waiting"
 )
 
 // annotationWait is how young a pod is for which a role annotation may still come.
@@ -24,7 +23,7 @@ type view struct {
 	answer *answer
 	// missing, keys and giveUp are set if answer is nil: what to wait for, what to
 	// watch meanwhile, and what to answer when the wait has ended.
-	missing waiting.Piece
+	missing diagnosis.Piece
 	keys    []any
 	giveUp  func() answer
 	// until ends the wait early, unless it is zero.
@@ -65,7 +64,7 @@ func (s *Server) viewRole(claim identity.Claim, waitForAnnotation bool) (identit
 		return c, &v
 	}
 	v := wait(c, nil)
-	if c.Missing == waiting.RoleAnnotation {
+	if c.Missing == diagnosis.RoleAnnotation {
 		v.until = c.Pod.Created.Add(annotationWait)
 		if !waitForAnnotation {
 			v = done(missing(c, nil))
@@ -99,7 +98,7 @@ func (s *Server) viewCredentials(claim identity.Claim, name string, waitForAnnot
 		case failure != nil && failure.Kind == sts.Denied:
 			return done(denial(c, failure))
 		}
-		c.Missing = waiting.Credentials
+		c.Missing = diagnosis.Credentials
 		waits := wait(c, failure)
 		waits.keys = append(waits.keys, *c.Role)
 		return waits
@@ -120,7 +119,7 @@ func (s *Server) credentialsView(claim identity.Claim, name string) view {
 	return s.viewCredentials(claim, name, true, func(c identity.Caller, issued *credentials.Issued) answer {
 		s.served(c, issued)
 		return answer{status: http.StatusOK, body: issued.Document()}
-	}, denied)
+	}, deniedAsEC2)
 }
 
 // readyView answers an init container that holds the pod back until its
@@ -129,9 +128,7 @@ func (s *Server) credentialsView(claim identity.Claim, name string) view {
 func (s *Server) readyView(claim identity.Claim) view {
 	return s.viewCredentials(claim, "", false, func(identity.Caller, *credentials.Issued) answer {
 		return answer{status: http.StatusNoContent}
-	}, func(c identity.Caller, failure *sts.Error) answer {
-		return failed(http.StatusForbidden, c, podevents.Denied, "", deniedText(c, failure))
-	})
+	}, denied)
 }
 
 func (s *Server) zoneView(claim identity.Claim) view {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/iam4kube/iam4kube/internal/logging"
 	"github.com/iam4kube/iam4kube/internal/server/credentials"
+	"github.com/iam4kube/iam4kube/internal/server/diagnosis"
 	"github.com/iam4kube/iam4kube/internal/server/identity"
 	"github.com/iam4kube/iam4kube/internal/server/imdstoken"
 	"github.com/iam4kube/iam4kube/internal/server/podevents"
@@ -197,7 +198,7 @@ func (s *Server) wait(ctx context.Context, claim identity.Claim, deadline time.T
 		// nobody.
 		isNew := waiter.Watch(v.keys...)
 		if isNew {
-			if v.missing == waiting.Credentials {
+			if v.missing == diagnosis.Credentials {
 				s.cfg.Credentials.Nudge()
 			}
 		} else {
@@ -250,23 +251,23 @@ func (s *Server) served(c identity.Caller, issued *credentials.Issued) {
 		zap.String(logging.Pod, c.Pod.Name), zap.String(logging.UID, string(c.Pod.UID)),
 		zap.String(logging.AccessKeyID, issued.AccessKeyID), zap.Time(logging.Expiration, issued.Expiration))...)
 	if last == nil {
-		s.cfg.Events.Record(c.Pod, podevents.Serving, "The pod gets credentials of "+c.Role.ARN+" (session name "+c.Role.SessionName+").")
+		s.cfg.Events.Record(c.Pod, c.Subject().Served())
 	}
 }
 
 // tell reports a failed request in the log and on the pod.
 func (s *Server) tell(a *answer) {
-	f := a.failure
+	c, d := a.failure.caller, a.failure.diagnosis
 	fields := []zap.Field{
-		zap.Stringer(logging.SourceIP, f.caller.Claim.Address), zap.Int(logging.Status, a.status),
-		zap.String(logging.Missing, string(f.missing)), zap.String(logging.Reason, string(f.reason)), zap.String(logging.Cause, f.text),
+		zap.Stringer(logging.SourceIP, c.Claim.Address), zap.Int(logging.Status, a.status),
+		zap.String(logging.Missing, string(d.Missing)), zap.String(logging.Reason, string(d.Reason)), zap.String(logging.Cause, d.Text),
 	}
-	if pod := f.caller.Pod; pod != nil {
+	if pod := c.Pod; pod != nil {
 		fields = append(fields, zap.String(logging.Namespace, pod.Namespace), zap.String(logging.Pod, pod.Name))
-		s.cfg.Events.Record(pod, f.reason, f.text)
+		s.cfg.Events.Record(pod, d)
 	}
-	for _, pod := range f.caller.Claimants {
-		s.cfg.Events.Record(pod, f.reason, f.text)
+	for _, pod := range c.Claimants {
+		s.cfg.Events.Record(pod, d)
 	}
 	s.log.Warn("could not serve a request", fields...)
 }

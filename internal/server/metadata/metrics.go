@@ -7,7 +7,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/iam4kube/iam4kube/internal/server/waiting"
+	"github.com/iam4kube/iam4kube/internal/server/diagnosis"
 )
 
 // Outcomes of a wait.
@@ -25,7 +25,7 @@ type metrics struct {
 	duration     map[endpoint]prometheus.Observer
 	ok           map[endpoint]prometheus.Counter
 	requests     *prometheus.CounterVec
-	waitingNow   map[waiting.Piece]prometheus.Gauge
+	waitingNow   map[diagnosis.Piece]prometheus.Gauge
 	waitDuration *prometheus.HistogramVec
 }
 
@@ -42,7 +42,7 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "iam4kube_http_requests_total", Help: "Requests by endpoint and status; 499 means that the client went away while it waited.",
 		}, []string{"endpoint", "code"}),
-		waitingNow: map[waiting.Piece]prometheus.Gauge{},
+		waitingNow: map[diagnosis.Piece]prometheus.Gauge{},
 		waitDuration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "iam4kube_wait_duration_seconds", Help: "Time that requests waited, by the piece that was missing first and by how the wait ended.", Buckets: buckets,
 		}, []string{"missing", "outcome"}),
@@ -52,7 +52,7 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 		m.duration[e] = duration.WithLabelValues(string(e))
 		m.ok[e] = m.requests.WithLabelValues(string(e), strconv.Itoa(http.StatusOK))
 	}
-	for _, p := range waiting.Pieces {
+	for _, p := range diagnosis.Pieces {
 		m.waitingNow[p] = waitingNow.WithLabelValues(string(p))
 		for _, outcome := range []string{outcomeAnswered, outcomeTimeout, outcomeGone, outcomeRefused} {
 			m.waitDuration.WithLabelValues(string(p), outcome)
@@ -71,8 +71,8 @@ func (m *metrics) request(e endpoint, status int, took time.Duration) {
 	m.requests.WithLabelValues(string(e), strconv.Itoa(status)).Inc()
 }
 
-func (m *metrics) waiting(p waiting.Piece, n float64) { m.waitingNow[p].Add(n) }
+func (m *metrics) waiting(p diagnosis.Piece, n float64) { m.waitingNow[p].Add(n) }
 
-func (m *metrics) waited(first waiting.Piece, outcome string, took time.Duration) {
+func (m *metrics) waited(first diagnosis.Piece, outcome string, took time.Duration) {
 	m.waitDuration.WithLabelValues(string(first), outcome).Observe(took.Seconds())
 }

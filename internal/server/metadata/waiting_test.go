@@ -23,6 +23,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/iam4kube/iam4kube/internal/server/credentials"
+	"github.com/iam4kube/iam4kube/internal/server/diagnosis"
 	"github.com/iam4kube/iam4kube/internal/server/identity"
 	"github.com/iam4kube/iam4kube/internal/server/imdstoken"
 	"github.com/iam4kube/iam4kube/internal/server/podevents"
@@ -262,30 +263,30 @@ func TestWaitEndsAfterMaxWait(t *testing.T) {
 	states := map[string]struct {
 		prepare func(e *edge)
 		status  int
-		piece   waiting.Piece
+		piece   diagnosis.Piece
 		says    string
 		// atOnce are the endpoints that need less.
 		atOnce []string
 	}{
-		"no pod":             {func(*edge) {}, http.StatusServiceUnavailable, waiting.Pod, "masquerade", nil},
-		"pod without status": {func(e *edge) { e.setPod(pod("a", "", 0)) }, http.StatusServiceUnavailable, waiting.Pod, "masquerade", nil},
+		"no pod":             {func(*edge) {}, http.StatusServiceUnavailable, diagnosis.Pod, "masquerade", nil},
+		"pod without status": {func(e *edge) { e.setPod(pod("a", "", 0)) }, http.StatusServiceUnavailable, diagnosis.Pod, "masquerade", nil},
 		"two pods": {
 			func(e *edge) { e.setPod(pod("a", ip, 0)); e.setPod(pod("b", ip, 0)) },
-			http.StatusServiceUnavailable, waiting.SinglePod, "more than one live pod", nil,
+			http.StatusServiceUnavailable, diagnosis.SinglePod, "more than one live pod", nil,
 		},
 		"no ServiceAccount": {
 			func(e *edge) { e.setPod(pod("a", ip, 0)) },
-			http.StatusServiceUnavailable, waiting.ServiceAccount, "ServiceAccount a of pod ns/a",
+			http.StatusServiceUnavailable, diagnosis.ServiceAccount, "ServiceAccount a of pod ns/a",
 			[]string{"zone", "region", "document"},
 		},
 		"no annotation": {
 			func(e *edge) { e.setPod(pod("a", ip, 0)); e.setAccount(account("a", "")) },
-			http.StatusNotFound, waiting.RoleAnnotation, role.AnnotationARN,
+			http.StatusNotFound, diagnosis.RoleAnnotation, role.AnnotationARN,
 			[]string{"zone", "region", "document", "ready"},
 		},
 		"no answer of STS": {
 			func(e *edge) { e.setPod(pod("a", ip, 0)); e.setAccount(account("a", "one")) },
-			http.StatusServiceUnavailable, waiting.Credentials, "STS has not answered yet",
+			http.StatusServiceUnavailable, diagnosis.Credentials, "STS has not answered yet",
 			[]string{"zone", "region", "document", "role"},
 		},
 		"STS unavailable": {
@@ -294,7 +295,7 @@ func TestWaitEndsAfterMaxWait(t *testing.T) {
 				e.setAccount(account("a", "one"))
 				e.sts.verdict("one") <- unavailable
 			},
-			http.StatusServiceUnavailable, waiting.Credentials, unavailable.Message,
+			http.StatusServiceUnavailable, diagnosis.Credentials, unavailable.Message,
 			[]string{"zone", "region", "document", "role"},
 		},
 		"STS refuses the server": {
@@ -303,7 +304,7 @@ func TestWaitEndsAfterMaxWait(t *testing.T) {
 				e.setAccount(account("a", "one"))
 				e.sts.verdict("one") <- identityRefused
 			},
-			http.StatusServiceUnavailable, waiting.Credentials, identityRefused.Message,
+			http.StatusServiceUnavailable, diagnosis.Credentials, identityRefused.Message,
 			[]string{"zone", "region", "document", "role"},
 		},
 	}

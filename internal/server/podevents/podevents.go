@@ -1,6 +1,6 @@
 // Package podevents tells users on their pods, as Kubernetes Events, how the pods
-// fare with their role. It owns what is said how often. It does not know why a
-// request failed.
+// fare with their role. It owns how often it is said. What is said is a
+// diagnosis, which others make.
 package podevents
 
 import (
@@ -21,21 +21,8 @@ import (
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 
 	"github.com/iam4kube/iam4kube/internal/logging"
+	"github.com/iam4kube/iam4kube/internal/server/diagnosis"
 	"github.com/iam4kube/iam4kube/internal/server/identity"
-)
-
-// Reason is an Event's reason.
-type Reason string
-
-// Reasons of events. Serving is of type Normal, the others are Warnings.
-const (
-	Serving       Reason = "IAMRoleServing"
-	BadAnnotation Reason = "IAMRoleAnnotationInvalid"
-	NoRole        Reason = "IAMRoleMissing"
-	Denied        Reason = "IAMRoleDenied"
-	Unavailable   Reason = "IAMCredentialsUnavailable"
-	NoAccount     Reason = "IAMServiceAccountMissing"
-	Ambiguous     Reason = "IAMPodAddressAmbiguous"
 )
 
 const (
@@ -64,14 +51,13 @@ type Recorder struct {
 
 	mu sync.Mutex
 	// told is when each reason was last told of a pod.
-	told map[types.UID]map[Reason]time.Time
+	told map[types.UID]map[diagnosis.Reason]time.Time
 }
 
 type event struct {
-	pod     *identity.Pod
-	reason  Reason
-	message string
-	at      time.Time
+	pod *identity.Pod
+	diagnosis.Diagnosis
+	at time.Time
 }
 
 // New returns a Recorder that writes through client.
@@ -86,7 +72,7 @@ func New(client corev1client.EventsGetter, registry prometheus.Registerer, log *
 			Name: "iam4kube_events_total",
 			Help: "Kubernetes events by what became of them: written, dropped because too many waited, or failed.",
 		}, []string{"outcome"}),
-		told: map[types.UID]map[Reason]time.Time{},
+		told: map[types.UID]map[diagnosis.Reason]time.Time{},
 	}
 	for _, outcome := range []string{"written", "dropped", "failed"} {
 		r.total.WithLabelValues(outcome)
@@ -97,25 +83,20 @@ func New(client corev1client.EventsGetter, registry prometheus.Registerer, log *
 
 // Record tells of the pod, unless the same was told lately. Serving is told once
 // in the life of a pod, and only of pods that came after this server.
-func (r *Recorder) Record(pod *identity.Pod, reason Reason, message string) {
+func (r *Recorder) Record(pod *identity.Pod, d diagnosis.Diagnosis) {
 	now := time.Now()
-	if reason == Serving && !pod.Life.Announced || !r.isNews(pod.UID, reason, now) {
+	if d.Reason == diagnosis.Serving && !pod.Life.Announced || !r.isNews(pod.UID, d.Reason, now) {
 		return
 	}
 	queue := r.failures
-	if reason == Serving {
+	if d.Reason == diagnosis.Serving {
 		queue = r.successes
 	}
 	select {
-	case queue <- event{pod, reason, message, now}:
+	case queue <- event{pod, d, now}:
 	default:
 		r.total.WithLabelValues("dropped").Inc()
 	}
-}
-
-// BadAnnotation implements identity.Observer.
-func (r *Recorder) BadAnnotation(pod *identity.Pod, wrong string) {
-	r.Record(pod, BadAnnotation, fmt.Sprintf("ServiceAccount %s gives no IAM role: %s. Correct the annotation; no restart is needed.", pod.ServiceAccount, wrong))
 }
 
 // Gone implements identity.Observer.
@@ -125,15 +106,15 @@ func (r *Recorder) Gone(pod *identity.Pod) {
 	delete(r.told, pod.UID)
 }
 
-func (r *Recorder) isNews(uid types.UID, reason Reason, now time.Time) bool {
+func (r *Recorder) isNews(uid types.UID, reason diagnosis.Reason, now time.Time) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	reasons := r.told[uid]
-	if last, told := reasons[reason]; told && (reason == Serving || now.Sub(last) < repeatAfter) {
+	if last, told := reasons[reason]; told && (reason == diagnosis.Serving || now.Sub(last) < repeatAfter) {
 		return false
 	}
 	if reasons == nil {
-		reasons = map[Reason]time.Time{}
+		reasons = map[diagnosis.Reason]time.Time{}
 		r.told[uid] = reasons
 	}
 	reasons[reason] = now
@@ -176,13 +157,13 @@ func (r *Recorder) write(ctx context.Context, e event) {
 	events := r.events(e.pod.Namespace)
 	object := e.object()
 	_, err := events.Create(ctx, object, metav1.CreateOptions{})
-	if apierrors.IsAlreadyExists(err) && e.reason != Serving {
+	if apierrors.IsAlreadyExists(err) && e.Reason != diagnosis.Serving {
 		err = r.countUp(ctx, events, object)
 	}
 	if err != nil && !apierrors.IsAlreadyExists(err) {
 		r.total.WithLabelValues("failed").Inc()
 		r.log.Warn("could not write an event", zap.String(logging.Namespace, e.pod.Namespace),
-			zap.String(logging.Pod, e.pod.Name), zap.String(logging.Reason, string(e.reason)), zap.Error(err))
+			zap.String(logging.Pod, e.pod.Name), zap.String(logging.Reason, string(e.Reason)), zap.Error(err))
 		return
 	}
 	r.total.WithLabelValues("written").Inc()
@@ -202,17 +183,17 @@ func (r *Recorder) countUp(ctx context.Context, events corev1client.EventInterfa
 
 func (e event) object() *corev1.Event {
 	kind, at := corev1.EventTypeWarning, metav1.NewTime(e.at)
-	if e.reason == Serving {
+	if e.Reason == diagnosis.Serving {
 		kind = corev1.EventTypeNormal
 	}
 	hash := fnv.New64a()
-	_, _ = fmt.Fprint(hash, e.pod.UID, e.reason) // a hash never fails
+	_, _ = fmt.Fprint(hash, e.pod.UID, e.Reason) // a hash never fails
 	suffix := fmt.Sprintf(".%016x", hash.Sum64())
 	return &corev1.Event{
 		ObjectMeta:     metav1.ObjectMeta{Namespace: e.pod.Namespace, Name: strings.TrimRight(cut(e.pod.Name, maxName-len(suffix)), ".-") + suffix},
 		InvolvedObject: corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: e.pod.Namespace, Name: e.pod.Name, UID: e.pod.UID},
-		Reason:         string(e.reason),
-		Message:        cut(e.message, maxMessage),
+		Reason:         string(e.Reason),
+		Message:        cut(e.Text, maxMessage),
 		Type:           kind,
 		Count:          1,
 		FirstTimestamp: at,

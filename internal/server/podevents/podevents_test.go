@@ -21,6 +21,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 
+	"github.com/iam4kube/iam4kube/internal/server/diagnosis"
 	"github.com/iam4kube/iam4kube/internal/server/identity"
 )
 
@@ -162,6 +163,10 @@ func pod(name string) *identity.Pod {
 	return &identity.Pod{Namespace: "ns", Name: name, UID: types.UID("uid-" + name), Life: &identity.Life{Announced: true}}
 }
 
+func say(reason diagnosis.Reason, text string) diagnosis.Diagnosis {
+	return diagnosis.Diagnosis{Reason: reason, Text: text}
+}
+
 // elapse lets the simulated time pass.
 func elapse(d time.Duration) {
 	time.Sleep(d) //nolint:forbidigo // the bubble's clock
@@ -176,7 +181,7 @@ func TestFloodIsHeldAtTheLimit(t *testing.T) {
 		const pods = 5000
 		requests := 100_000
 		for i := range requests {
-			r.Record(pod(fmt.Sprint("p", i%pods)), Denied, "denied")
+			r.Record(pod(fmt.Sprint("p", i%pods)), say(diagnosis.RoleDenied, "denied"))
 		}
 		synctest.Wait()
 		if n, _ := r.store.seen(); n != burst {
@@ -202,8 +207,8 @@ func TestFloodIsHeldAtTheLimit(t *testing.T) {
 func TestRecordNeverBlocks(t *testing.T) {
 	r := newRecorder() // nobody writes
 	for i := range 3 * queueLength {
-		r.Record(pod(fmt.Sprint("p", i)), Serving, "")
-		r.Record(pod(fmt.Sprint("p", i)), Denied, "")
+		r.Record(pod(fmt.Sprint("p", i)), say(diagnosis.Serving, ""))
+		r.Record(pod(fmt.Sprint("p", i)), say(diagnosis.RoleDenied, ""))
 	}
 	if n := r.count(t, "dropped"); n != 4*queueLength {
 		t.Errorf("%d dropped", n)
@@ -214,10 +219,10 @@ func TestFailuresGoFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRecorder()
 		for i := range queueLength {
-			r.Record(pod(fmt.Sprint("good", i)), Serving, "")
+			r.Record(pod(fmt.Sprint("good", i)), say(diagnosis.Serving, ""))
 		}
 		for i := range 3 {
-			r.Record(pod(fmt.Sprint("bad", i)), Denied, "")
+			r.Record(pod(fmt.Sprint("bad", i)), say(diagnosis.RoleDenied, ""))
 		}
 		r.run(t)
 		synctest.Wait()
@@ -225,7 +230,7 @@ func TestFailuresGoFirst(t *testing.T) {
 		if got := fmt.Sprint(order[:4]); got != "[bad0 bad1 bad2 good0]" {
 			t.Errorf("written in the order %s", got)
 		}
-		r.Record(pod("late"), NoRole, "")
+		r.Record(pod("late"), say(diagnosis.RoleMissing, ""))
 		elapse(time.Second)
 		if _, order = r.store.seen(); !slices.Contains(order[burst:burst+2], "late") {
 			t.Errorf("then %v", order[burst:])
@@ -241,7 +246,7 @@ func TestFailureThatLasts(t *testing.T) {
 		r.run(t)
 		p, start := pod("p"), time.Now()
 		for i := range 30 * 60 {
-			r.Record(p, Denied, fmt.Sprint("denied at ", i))
+			r.Record(p, say(diagnosis.RoleDenied, fmt.Sprint("denied at ", i)))
 			elapse(time.Second)
 		}
 		e := r.store.only(t)
@@ -252,7 +257,7 @@ func TestFailureThatLasts(t *testing.T) {
 		if n, _ := r.store.seen(); n != 1+2*3 { // create; then create, get, update
 			t.Errorf("%d requests", n)
 		}
-		r.Record(p, NoRole, "another reason is news at once")
+		r.Record(p, say(diagnosis.RoleMissing, "another reason is news at once"))
 		synctest.Wait()
 		if _, order := r.store.seen(); len(order) != 2 {
 			t.Errorf("%v", order)
@@ -267,8 +272,8 @@ func TestSuccessIsToldOnce(t *testing.T) {
 		old := pod("old")
 		old.Life.Announced = false
 		for range 100 {
-			r.Record(old, Serving, "served")
-			r.Record(pod("young"), Serving, "served")
+			r.Record(old, say(diagnosis.Serving, "served"))
+			r.Record(pod("young"), say(diagnosis.Serving, "served"))
 			elapse(time.Hour)
 		}
 		requests, _ := r.store.seen()
@@ -277,7 +282,7 @@ func TestSuccessIsToldOnce(t *testing.T) {
 		}
 		// Another replica has told it already.
 		other := New(r.store, prometheus.NewRegistry(), zap.NewNop())
-		other.write(t.Context(), event{pod("young"), Serving, "served", time.Now()})
+		other.write(t.Context(), event{pod("young"), say(diagnosis.Serving, "served"), time.Now()})
 		requests, _ = r.store.seen()
 		if e := r.store.only(t); e.Count != 1 || requests != 2 {
 			t.Errorf("%+v after %d requests", e, requests)
@@ -300,19 +305,19 @@ func TestWriteThatFails(t *testing.T) {
 				r := newRecorder()
 				r.store.breakBy(c.before)
 				r.run(t)
-				r.Record(pod("p"), Denied, "denied")
+				r.Record(pod("p"), say(diagnosis.RoleDenied, "denied"))
 				elapse(c.takes)
 				r.store.breakBy(nil)
 				for range 5 {
-					r.Record(pod("p"), Denied, "denied")
+					r.Record(pod("p"), say(diagnosis.RoleDenied, "denied"))
 				}
 				synctest.Wait()
 				if n, _ := r.store.seen(); r.count(t, "failed") != 1 || n != 1 {
 					t.Errorf("%d failed, %d requests", r.count(t, "failed"), n)
 				}
-				r.Record(pod("q"), Denied, "denied")
+				r.Record(pod("q"), say(diagnosis.RoleDenied, "denied"))
 				elapse(repeatAfter)
-				r.Record(pod("p"), Denied, "denied")
+				r.Record(pod("p"), say(diagnosis.RoleDenied, "denied"))
 				synctest.Wait()
 				if _, order := r.store.seen(); r.count(t, "written") != 2 || len(order) != 2 {
 					t.Errorf("%d written: %v", r.count(t, "written"), order)
@@ -325,7 +330,7 @@ func TestWriteThatFails(t *testing.T) {
 // TestCountThatFails: the event is there, but gone or locked a moment later.
 func TestCountThatFails(t *testing.T) {
 	r := newRecorder()
-	e := event{pod("p"), Denied, "denied", time.Now()}
+	e := event{pod("p"), say(diagnosis.RoleDenied, "denied"), time.Now()}
 	r.write(t.Context(), e)
 	r.store.breakBy(func(_ context.Context, request int) error {
 		if request == 3 { // create, create, get
@@ -343,8 +348,8 @@ func TestNothingStaysOfAPodThatIsGone(t *testing.T) {
 	r := newRecorder()
 	for i := range 10 {
 		p := pod(fmt.Sprint("p", i))
-		r.Record(p, Denied, "denied")
-		r.Record(p, NoRole, "none")
+		r.Record(p, say(diagnosis.RoleDenied, "denied"))
+		r.Record(p, say(diagnosis.RoleMissing, "none"))
 		r.Gone(p)
 	}
 	if len(r.told) != 0 {
@@ -364,7 +369,7 @@ func TestObject(t *testing.T) {
 		{long, strings.Repeat("ä", 513)},       // 1026 bytes
 		{long, "x" + strings.Repeat("ä", 512)}, // the limit is inside of a character
 	} {
-		o := event{c.pod, Denied, c.message, at}.object()
+		o := event{c.pod, say(diagnosis.RoleDenied, c.message), at}.object()
 		if len(o.Name) > maxName || len(o.Message) > maxMessage || !utf8.ValidString(o.Message) || !strings.HasPrefix(c.message, o.Message) {
 			t.Errorf("%d, %d: %+v", len(o.Name), len(o.Message), o)
 		}
@@ -378,8 +383,8 @@ func TestObject(t *testing.T) {
 	}
 	names := map[string]bool{}
 	for _, p := range []*identity.Pod{pod("p"), {Name: "p", UID: "another"}} {
-		for _, reason := range []Reason{Serving, Denied} {
-			names[event{p, reason, "", at}.object().Name] = true
+		for _, reason := range []diagnosis.Reason{diagnosis.Serving, diagnosis.RoleDenied} {
+			names[event{p, diagnosis.Diagnosis{Reason: reason}, at}.object().Name] = true
 		}
 	}
 	if len(names) != 4 {

@@ -9,22 +9,6 @@ import (
 	"sync"
 )
 
-// Piece names what a request is still missing. Answers, events, metrics and logs
-// all use these names.
-type Piece string
-
-// Pieces in the order in which a request finds them.
-const (
-	Pod            Piece = "pod"             // no pod is known on the source address
-	SinglePod      Piece = "single-pod"      // more than one live pod claims it
-	ServiceAccount Piece = "service-account" // the pod's ServiceAccount is not known
-	RoleAnnotation Piece = "role-annotation" // the ServiceAccount names no role
-	Credentials    Piece = "credentials"     // STS has not answered for the role
-)
-
-// Pieces lists every Piece.
-var Pieces = []Piece{Pod, SinglePod, ServiceAccount, RoleAnnotation, Credentials}
-
 // ErrTooMany is the answer to a request that would be one waiter too many.
 var ErrTooMany = errors.New("too many requests are waiting")
 

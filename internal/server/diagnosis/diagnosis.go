@@ -1,0 +1,132 @@
+// Package diagnosis says what is missing, why, and what to do about it. It owns the
+// names of pieces, refusals and event reasons, and the texts that users read in
+// answers, events and logs. It does not find out what is missing, nor does it know
+// the protocols by which it is told.
+package diagnosis
+
+import (
+	"fmt"
+	"net/netip"
+
+	"github.com/iam4kube/iam4kube/internal/server/role"
+)
+
+// Piece names what a request is still missing. Answers, events, metrics and logs
+// all use these names.
+type Piece string
+
+// Pieces in the order in which a request finds them.
+const (
+	Pod            Piece = "pod"             // no pod is known on the source address
+	SinglePod      Piece = "single-pod"      // more than one live pod claims it
+	ServiceAccount Piece = "service-account" // the pod's ServiceAccount is not known
+	RoleAnnotation Piece = "role-annotation" // the ServiceAccount names no role
+	Credentials    Piece = "credentials"     // STS has not answered for the role
+)
+
+// Pieces lists every Piece.
+var Pieces = []Piece{Pod, SinglePod, ServiceAccount, RoleAnnotation, Credentials}
+
+// Refusal names why a request gets nothing, whatever may appear.
+type Refusal string
+
+const (
+	// NodeAddress: the source address is a node's, that of a hostNetwork pod or of a
+	// pod whose traffic is masqueraded on its way. Whose request it is cannot be told.
+	NodeAddress Refusal = "node-address"
+	// BadAnnotation: what the ServiceAccount's annotations say is wrong.
+	BadAnnotation Refusal = "bad-annotation"
+	// Denied: STS does not give the role.
+	Denied Refusal = "denied"
+)
+
+// Reason is an Event's reason.
+type Reason string
+
+// Reasons of events. Serving is of type Normal, the others are Warnings.
+const (
+	Serving                Reason = "IAMRoleServing"
+	AnnotationInvalid      Reason = "IAMRoleAnnotationInvalid"
+	RoleMissing            Reason = "IAMRoleMissing"
+	RoleDenied             Reason = "IAMRoleDenied"
+	CredentialsUnavailable Reason = "IAMCredentialsUnavailable"
+	AccountMissing         Reason = "IAMServiceAccountMissing"
+	AddressAmbiguous       Reason = "IAMPodAddressAmbiguous"
+)
+
+// Reasons lists every Reason.
+var Reasons = []Reason{Serving, AnnotationInvalid, RoleMissing, RoleDenied, CredentialsUnavailable, AccountMissing, AddressAmbiguous}
+
+// Subject is whom a Diagnosis is about, as far as he is known.
+type Subject struct {
+	Address netip.Addr
+	// Pod is NAMESPACE/NAME, empty where no request is meant but all pods of the
+	// ServiceAccount, which is its name alone.
+	Pod, ServiceAccount string
+	Role                *role.Role
+	// Why is what others said: STS when it last failed, empty if it has not, or what is
+	// wrong with the annotations.
+	Why string
+}
+
+// Diagnosis is what there is to say of a Subject. Missing and Refusal are both empty if
+// he is served, else one of them is.
+type Diagnosis struct {
+	Missing Piece
+	Refusal Refusal
+	// Reason is that of the event on the pod, empty where no pod can be told.
+	Reason Reason
+	// Text is the cause and what to do.
+	Text string
+}
+
+// Missing says that the piece has not appeared.
+func (s Subject) Missing(piece Piece) Diagnosis {
+	d := Diagnosis{Missing: piece}
+	switch piece {
+	case Pod:
+		d.Text = fmt.Sprintf("missing pod: no running pod is known on source address %s. If that is not the pod's address (status.podIPs), its traffic is masqueraded (SNAT) on its way: exclude the metadata address from that.", s.Address)
+	case SinglePod:
+		d.Reason = AddressAmbiguous
+		d.Text = fmt.Sprintf("missing single-pod: more than one live pod claims source address %s, so the request is nobody's. It is served as soon as one of them is left.", s.Address)
+	case ServiceAccount:
+		d.Reason = AccountMissing
+		d.Text = fmt.Sprintf("missing service-account: ServiceAccount %s of pod %s (source address %s) does not exist. Create it with the annotation %s.", s.ServiceAccount, s.Pod, s.Address, role.AnnotationARN)
+	case RoleAnnotation:
+		d.Reason = RoleMissing
+		d.Text = fmt.Sprintf("missing role-annotation: ServiceAccount %s of pod %s (source address %s) has no annotation %s. Add it if the pod needs an IAM role; no restart is needed.", s.ServiceAccount, s.Pod, s.Address, role.AnnotationARN)
+	case Credentials:
+		d.Reason = CredentialsUnavailable
+		why := s.Why
+		if why == "" {
+			why = "STS has not answered yet"
+		}
+		d.Text = fmt.Sprintf("missing credentials: no credentials yet for %s of pod %s (source address %s): %s. The server keeps trying.", s.Role.ARN, s.Pod, s.Address, why)
+	}
+	return d
+}
+
+// Refused says why the subject gets nothing.
+func (s Subject) Refused(refusal Refusal) Diagnosis {
+	d := Diagnosis{Refusal: refusal}
+	switch refusal {
+	case NodeAddress:
+		d.Text = fmt.Sprintf("source address %s is a node's, so no pod can be told from it. Pods with hostNetwork cannot be served; for others, traffic to the metadata address is masqueraded (SNAT) on its way: exclude it.", s.Address)
+	case BadAnnotation:
+		d.Reason = AnnotationInvalid
+		d.Text = fmt.Sprintf("ServiceAccount %s of pod %s gives no IAM role: %s. Correct the annotation; no restart is needed.", s.ServiceAccount, s.Pod, s.Why)
+		if s.Pod == "" {
+			d.Text = fmt.Sprintf("ServiceAccount %s gives no IAM role: %s. Correct the annotation; no restart is needed.", s.ServiceAccount, s.Why)
+		}
+	case Denied:
+		d.Reason = RoleDenied
+		d.Text = fmt.Sprintf("STS refuses the role %s to ServiceAccount %s of pod %s (session name %s): %s. Check the role's trust policy and the annotations; the server tries again by itself.",
+			s.Role.ARN, s.ServiceAccount, s.Pod, s.Role.SessionName, s.Why)
+	}
+	return d
+}
+
+// Served says that the subject gets credentials.
+func (s Subject) Served() Diagnosis {
+	return Diagnosis{Reason: Serving, Text: "The pod gets credentials of " + s.Role.ARN + " (session name " + s.Role.SessionName + ")."}
+}

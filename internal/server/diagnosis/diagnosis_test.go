@@ -1,0 +1,87 @@
+package diagnosis
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/iam4kube/iam4kube/internal/server/role"
+)
+
+var subject = Subject{
+	Address: netip.MustParseAddr("10.0.0.1"), Pod: "shop/orders-0", ServiceAccount: "orders",
+	Role: &role.Role{ARN: "arn:aws:iam::123456789012:role/orders", SessionName: "shop@orders"}, Why: "STS cannot be reached",
+}
+
+// Each piece is named in its text with whom it is about, and has a text that differs from the
+// others'. Who knows no pod tells none.
+func TestEveryPieceSaysWhatIsMissing(t *testing.T) {
+	reasons := map[Piece]Reason{
+		SinglePod: AddressAmbiguous, ServiceAccount: AccountMissing, RoleAnnotation: RoleMissing, Credentials: CredentialsUnavailable,
+	}
+	for _, piece := range Pieces {
+		d := subject.Missing(piece)
+		if d.Missing != piece || d.Refusal != "" || d.Reason != reasons[piece] {
+			t.Errorf("%s: %+v", piece, d)
+		}
+		if !strings.HasPrefix(d.Text, "missing "+string(piece)+": ") || !strings.Contains(d.Text, "source address 10.0.0.1") {
+			t.Errorf("%s: %s", piece, d.Text)
+		}
+		if hasPod := strings.Contains(d.Text, "pod shop/orders-0"); hasPod != (piece != Pod && piece != SinglePod) {
+			t.Errorf("%s: %s", piece, d.Text)
+		}
+	}
+}
+
+func TestEveryRefusalSaysWhy(t *testing.T) {
+	for refusal, want := range map[Refusal]struct {
+		reason Reason
+		says   []string
+	}{
+		NodeAddress:   {"", []string{"source address 10.0.0.1 is a node's", "hostNetwork", "masqueraded"}},
+		BadAnnotation: {AnnotationInvalid, []string{"ServiceAccount orders of pod shop/orders-0", subject.Why, "Correct the annotation"}},
+		Denied:        {RoleDenied, []string{subject.Role.ARN, "orders", "shop/orders-0", "session name shop@orders", subject.Why, "trust policy"}},
+	} {
+		d := subject.Refused(refusal)
+		if d.Refusal != refusal || d.Missing != "" || d.Reason != want.reason {
+			t.Errorf("%s: %+v", refusal, d)
+		}
+		for _, part := range want.says {
+			if !strings.Contains(d.Text, part) {
+				t.Errorf("%s: %q does not say %q", refusal, d.Text, part)
+			}
+		}
+	}
+	for _, text := range []string{subject.Refused(NodeAddress).Text, subject.Refused(BadAnnotation).Text} {
+		if strings.Contains(text, subject.Role.ARN) {
+			t.Errorf("names a role that nobody got: %s", text)
+		}
+	}
+}
+
+// Before the first attempt has ended, there is nothing of STS's to repeat.
+func TestNoAttemptYet(t *testing.T) {
+	s := subject
+	s.Why = ""
+	if text := s.Missing(Credentials).Text; !strings.Contains(text, "STS has not answered yet") {
+		t.Error(text)
+	}
+	if text := subject.Missing(Credentials).Text; strings.Contains(text, "not answered yet") || !strings.Contains(text, subject.Why) {
+		t.Error(text)
+	}
+}
+
+// What is told to all pods of a ServiceAccount names none of them.
+func TestBadAnnotationOfAllPods(t *testing.T) {
+	d := Subject{ServiceAccount: "orders", Why: "wrong"}.Refused(BadAnnotation)
+	if want := "ServiceAccount orders gives no IAM role: wrong. Correct the annotation; no restart is needed."; d.Text != want || d.Reason != AnnotationInvalid {
+		t.Errorf("%+v", d)
+	}
+}
+
+func TestServed(t *testing.T) {
+	d := subject.Served()
+	if want := "The pod gets credentials of arn:aws:iam::123456789012:role/orders (session name shop@orders)."; d.Text != want || d.Reason != Serving || d.Missing != "" || d.Refusal != "" {
+		t.Errorf("%+v", d)
+	}
+}

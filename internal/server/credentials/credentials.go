@@ -1,7 +1,7 @@
 // Package credentials keeps credentials for every role that is in use. It owns
 // when STS is asked and for which role first: prefetch, refresh, back-off, and
-// order at the limiter. It does not know pods or requests, nor how AssumeRole is
-// called.
+// order at the limiter. It does not know pods or requests, how AssumeRole is called,
+// or what a document of credentials looks like.
 package credentials
 
 import (

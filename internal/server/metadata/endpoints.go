@@ -118,7 +118,7 @@ func (s *Server) roleView(claim identity.Claim) view {
 func (s *Server) credentialsView(claim identity.Claim, name string) view {
 	return s.viewCredentials(claim, name, true, func(c identity.Caller, issued *credentials.Issued) answer {
 		s.served(c, issued)
-		return answer{status: http.StatusOK, body: issued.Document()}
+		return answer{status: http.StatusOK, body: issued.Document(credentialsDocument)}
 	}, deniedAsEC2)
 }
 

@@ -244,7 +244,8 @@ func (s *Server) served(c identity.Caller, issued *credentials.Issued) {
 	if last != nil && *last == issued.AccessKeyID {
 		return
 	}
-	if !c.Pod.Life.Served.CompareAndSwap(last, &issued.AccessKeyID) {
+	id := issued.AccessKeyID // its own, because the pod may outlive the credentials
+	if !c.Pod.Life.Served.CompareAndSwap(last, &id) {
 		return // another request of the same pod notes it
 	}
 	s.cfg.Log.Info("handed out credentials", append(logging.Role(c.Pod.Namespace, c.Pod.ServiceAccount, c.Role.ARN, c.Role.SessionName),

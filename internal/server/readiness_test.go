@@ -159,8 +159,8 @@ func (b *rig) learnKey() {
 	b.tokens.Resource().Sink.Set(&corev1.Secret{Data: map[string][]byte{imdstoken.CurrentKey: make([]byte, imdstoken.MinKeyLength)}})
 }
 
-func roleNamed(name string) role.Role {
-	return role.Role{ARN: "arn:aws:iam::123456789012:role/" + name, Namespace: "ns", ServiceAccount: name, SessionName: "ns@" + name, Duration: time.Hour}
+func roleNamed(name string) *role.Role {
+	return &role.Role{ARN: "arn:aws:iam::123456789012:role/" + name, Namespace: "ns", ServiceAccount: name, SessionName: "ns@" + name, Duration: time.Hour}
 }
 
 // Ready is: the first lists are there, the token key is known, and each role of that moment
@@ -192,10 +192,11 @@ func TestReadyWithoutRolesThatWereDropped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newRig(t, time.Hour)
 		b.learnKey()
-		b.cache.Want(roleNamed("dropped"))
+		dropped := roleNamed("dropped")
+		b.cache.Want(dropped)
 		close(b.list)
 		b.want(t, errNotFilled)
-		b.cache.Drop(roleNamed("dropped"))
+		b.cache.Drop(dropped)
 		b.want(t, nil)
 	})
 }

@@ -67,7 +67,7 @@ func TestBadAnswers(t *testing.T) {
 				if lines := s.logs.All(); len(lines) != 1 || lines[0].Level != level {
 					t.Errorf("logged: %v", lines)
 				}
-				if took := s.back([]role.Role{r}); took > 2*time.Second {
+				if took := s.back([]*role.Role{r}); took > 2*time.Second {
 					t.Errorf("repaired after %v", took)
 				}
 			})
@@ -233,11 +233,12 @@ func TestDumpAndErrorsHoldNoSecret(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := simulate(t, setup{})
 		r := s.good("ns", "app")
-		s.want(r, s.bogus("ns", "bogus"))
+		bogus := s.bogus("ns", "bogus")
+		s.want(r, bogus)
 		s.filled()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		_, err := s.await(ctx, s.bogus("ns", "bogus"))
+		_, err := s.await(ctx, bogus)
 		checkNoSecret(t, s.fake, s.cache.Dump(), err)
 	})
 }

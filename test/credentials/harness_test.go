@@ -154,17 +154,17 @@ func (s *simulation) checkLogs() {
 }
 
 // annotated is the role of a ServiceAccount with these annotations.
-func annotated(t *testing.T, namespace, account string, annotations map[string]string) role.Role {
+func annotated(t *testing.T, namespace, account string, annotations map[string]string) *role.Role {
 	t.Helper()
 	r, err := role.FromAnnotations(namespace, account, annotations, time.Hour)
 	if err != nil || r == nil {
 		t.Fatalf("%v: %v", annotations, err)
 	}
-	return *r
+	return r
 }
 
 // bogus is a role of this ServiceAccount that STS does not have.
-func (s *simulation) bogus(namespace, account string) role.Role {
+func (s *simulation) bogus(namespace, account string) *role.Role {
 	s.t.Helper()
 	return annotated(s.t, namespace, account, map[string]string{
 		role.AnnotationARN: "arn:aws:iam::123456789012:role/" + namespace + "-" + account,
@@ -172,7 +172,7 @@ func (s *simulation) bogus(namespace, account string) role.Role {
 }
 
 // good is like bogus, but STS has the role.
-func (s *simulation) good(namespace, account string) role.Role {
+func (s *simulation) good(namespace, account string) *role.Role {
 	s.t.Helper()
 	r := s.bogus(namespace, account)
 	s.add(r)
@@ -180,12 +180,12 @@ func (s *simulation) good(namespace, account string) role.Role {
 }
 
 // add lets STS have the role.
-func (s *simulation) add(r role.Role) {
+func (s *simulation) add(r *role.Role) {
 	s.fake.AddRole(fakests.Role{ARN: r.ARN, MaxSessionDuration: 43200, Trust: fakests.Trust{Principals: []string{"*"}}})
 }
 
 // want wants the roles.
-func (s *simulation) want(roles ...role.Role) {
+func (s *simulation) want(roles ...*role.Role) {
 	for _, r := range roles {
 		s.cache.Want(r)
 	}
@@ -193,7 +193,7 @@ func (s *simulation) want(roles ...role.Role) {
 
 // await returns once the role has credentials or is denied, or ctx ends: what a
 // request does in package metadata.
-func (s *simulation) await(ctx context.Context, r role.Role) (*credentials.Issued, error) {
+func (s *simulation) await(ctx context.Context, r *role.Role) (*credentials.Issued, error) {
 	waiter, err := s.hub.Join(netip.IPv4Unspecified())
 	if err != nil {
 		return nil, err
@@ -224,7 +224,7 @@ func (s *simulation) await(ctx context.Context, r role.Role) (*credentials.Issue
 
 // served fails the test unless the role has credentials within this time, and returns
 // how long it took.
-func (s *simulation) served(r role.Role, within time.Duration) time.Duration {
+func (s *simulation) served(r *role.Role, within time.Duration) time.Duration {
 	s.t.Helper()
 	start := time.Now()
 	ctx, cancel := context.WithTimeout(s.t.Context(), within)
@@ -237,7 +237,7 @@ func (s *simulation) served(r role.Role, within time.Duration) time.Duration {
 
 // poll is a pod that asks for its credentials all the time, as an SDK does that has
 // none: up to 15 s, a pause, and again.
-func (s *simulation) poll(ctx context.Context, r role.Role) {
+func (s *simulation) poll(ctx context.Context, r *role.Role) {
 	for ctx.Err() == nil {
 		request, cancel := context.WithTimeout(ctx, 15*time.Second)
 		_, _ = s.await(request, r) // whoever polls looks at Get
@@ -272,7 +272,7 @@ func (s *simulation) filled() time.Duration {
 }
 
 // attemptsFor are the attempts for one role.
-func (s *simulation) attemptsFor(r role.Role) (attempts []fakests.Attempt) {
+func (s *simulation) attemptsFor(r *role.Role) (attempts []fakests.Attempt) {
 	for _, a := range s.fake.Attempts() {
 		if a.RoleARN == r.ARN && a.SessionName == r.SessionName {
 			attempts = append(attempts, a)

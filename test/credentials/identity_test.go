@@ -66,7 +66,7 @@ func write(t *testing.T, name, content string) (path string) {
 var identities = map[string]func(*testing.T) setup{"web identity": webIdentity, "source profile": sourceProfile}
 
 // wantMany wants that many roles and returns them.
-func (s *simulation) wantMany(n int) (roles []role.Role) {
+func (s *simulation) wantMany(n int) (roles []*role.Role) {
 	for i := range n {
 		roles = append(roles, s.good(fmt.Sprint("ns", i%5), fmt.Sprint("app", i)))
 	}

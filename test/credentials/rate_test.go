@@ -84,7 +84,7 @@ func TestBogusRolesHarmNobody(t *testing.T) {
 		s := simulate(t, setup{})
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		var honest []role.Role
+		var honest []*role.Role
 		for i := range 50 {
 			r := annotated(t, fmt.Sprint("honest", i%10), fmt.Sprint("app", i), map[string]string{
 				role.AnnotationARN: fmt.Sprintf("arn:aws:iam::123456789012:role/honest-%d", i), role.AnnotationDuration: "900",
@@ -161,12 +161,12 @@ func TestBrokenRolesDelayNobody(t *testing.T) {
 			denied, hanging, slow := s.bogus("denied", fmt.Sprint(i)), s.good("hanging", fmt.Sprint(i)), s.good("slow", fmt.Sprint(i))
 			s.fake.SetFault(hanging.ARN, fakests.Fault{Effect: fakests.Hang})
 			s.fake.SetFault(slow.ARN, fakests.Fault{Delay: 9 * time.Second})
-			for _, r := range []role.Role{denied, hanging, slow} {
+			for _, r := range []*role.Role{denied, hanging, slow} {
 				s.want(r)
 				go s.poll(ctx, r)
 			}
 		}
-		var honest []role.Role
+		var honest []*role.Role
 		for i := range 80 {
 			honest = append(honest, s.good(fmt.Sprint("honest", i%4), fmt.Sprint("app", i)))
 		}

@@ -20,7 +20,7 @@ func TestCredentialsHaveEnoughLifeLeft(t *testing.T) {
 		t.Run(session.String(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s := simulate(t, setup{})
-				var roles []role.Role
+				var roles []*role.Role
 				for i := range burst {
 					r := annotated(t, fmt.Sprint("ns", i%3), fmt.Sprint("app", i), map[string]string{
 						role.AnnotationARN: fmt.Sprintf("arn:aws:iam::123456789012:role/r%d", i), role.AnnotationDuration: fmt.Sprint(session.Seconds()),
@@ -58,7 +58,7 @@ func TestCredentialsHaveEnoughLifeLeft(t *testing.T) {
 type span struct{ earliest, latest time.Time }
 
 // secondAttempts is when the second attempts of the roles came.
-func secondAttempts(s *simulation, roles []role.Role) (all span) {
+func secondAttempts(s *simulation, roles []*role.Role) (all span) {
 	for _, r := range roles {
 		at := s.attemptsFor(r)[1].Time
 		if all.earliest.IsZero() || at.Before(all.earliest) {
@@ -93,7 +93,7 @@ func TestOutage(t *testing.T) {
 			t.Run(fmt.Sprint(outage.lasts, effect), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					s := simulate(t, setup{})
-					var roles []role.Role
+					var roles []*role.Role
 					for i := range 30 {
 						roles = append(roles, s.good(fmt.Sprint("ns", i%5), fmt.Sprint("app", i)))
 					}
@@ -153,7 +153,7 @@ func TestOutage(t *testing.T) {
 }
 
 // back is how long it takes until all the roles can be served.
-func (s *simulation) back(roles []role.Role) time.Duration {
+func (s *simulation) back(roles []*role.Role) time.Duration {
 	start := time.Now()
 	for _, r := range roles {
 		for issued, _ := s.cache.Get(r); issued == nil; issued, _ = s.cache.Get(r) {
@@ -183,7 +183,7 @@ func TestBackOffOfDeniedRole(t *testing.T) {
 		defer waiter.Leave()
 		waiter.Watch(polled)
 		advance(time.Hour)
-		for _, r := range []role.Role{quiet, polled} {
+		for _, r := range []*role.Role{quiet, polled} {
 			attempts := s.attemptsFor(r)
 			if len(attempts) < 18 {
 				t.Errorf("%s: %d attempts in an hour", r.SessionName, len(attempts))
@@ -202,7 +202,7 @@ func TestBackOffOfDeniedRole(t *testing.T) {
 		}
 		// Once it is allowed, it takes no restart.
 		s.add(polled)
-		if took := s.back([]role.Role{polled}); took > 5*time.Minute+time.Second {
+		if took := s.back([]*role.Role{polled}); took > 5*time.Minute+time.Second {
 			t.Errorf("allowed, but not served for %v", took)
 		}
 	})
@@ -231,7 +231,7 @@ func TestDenialWhileCredentialsAreValid(t *testing.T) {
 			t.Fatalf("%v, %v", issued, failure)
 		}
 		s.add(r)
-		if took := s.back([]role.Role{r}); took > 5*time.Minute+time.Second {
+		if took := s.back([]*role.Role{r}); took > 5*time.Minute+time.Second {
 			t.Errorf("allowed again, but not served for %v", took)
 		}
 	})

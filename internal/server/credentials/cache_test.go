@@ -36,7 +36,7 @@ func TestBogusRolesHarmNobodyForHours(t *testing.T) {
 			c.Want(r)
 			watch(t, c, r) // more than a pod would: it gets its denial at once
 		}
-		var honest []role.Role
+		var honest []*role.Role
 		for i := range 10 {
 			r := roleOf(fmt.Sprint("honest", i%5), fmt.Sprint("app", i))
 			r.Duration = 15 * time.Minute
@@ -153,7 +153,7 @@ func TestFilled(t *testing.T) {
 
 	c = newCache(issue)
 	good, denied, dropped := roleOf("ns", "good"), roleOf("ns", "denied"), roleOf("ns", "dropped")
-	for _, r := range []role.Role{good, denied, dropped} {
+	for _, r := range []*role.Role{good, denied, dropped} {
 		c.Want(r)
 	}
 	done := place(c, roleOf("ns", "done"), 30*time.Minute, nil)

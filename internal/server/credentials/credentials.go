@@ -41,18 +41,18 @@ type Cache struct {
 	attempts sync.WaitGroup
 
 	mu         sync.RWMutex
-	entries    map[role.Role]*entry
+	entries    map[*role.Role]*entry
 	namespaces map[string]*namespace
 	// turn counts the dispatched attempts, for fairness among namespaces.
 	turn uint64
 	// unfilled are the roles that Filled still waits for; nil before Fill.
-	unfilled map[role.Role]struct{}
+	unfilled map[*role.Role]struct{}
 	filled   chan struct{}
 }
 
 // entry is one wanted role. Its fields are guarded by Cache.mu.
 type entry struct {
-	role      role.Role
+	role      *role.Role
 	namespace *namespace
 	issued    *Issued
 	// failure is the last attempt's, nil after a success or before any attempt.
@@ -64,14 +64,16 @@ type entry struct {
 	due, triedAt time.Time
 }
 
-// New returns a Cache in which roles that somebody waits for are the keys of hub.
+// New returns a Cache in which roles that somebody waits for are the keys of hub. A
+// role is known by its pointer everywhere here: what it says does not change, and
+// whoever names it keeps the pointer.
 func New(client STS, hub *waiting.Hub, registry prometheus.Registerer, log *zap.Logger) *Cache {
 	c := &Cache{
 		sts:        client,
 		hub:        hub,
 		log:        log,
 		work:       make(chan struct{}, 1),
-		entries:    map[role.Role]*entry{},
+		entries:    map[*role.Role]*entry{},
 		namespaces: map[string]*namespace{},
 		filled:     make(chan struct{}),
 	}
@@ -80,7 +82,7 @@ func New(client STS, hub *waiting.Hub, registry prometheus.Registerer, log *zap.
 }
 
 // Want adds a role: its credentials are fetched and kept fresh until Drop.
-func (c *Cache) Want(r role.Role) {
+func (c *Cache) Want(r *role.Role) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.entries[r] != nil {
@@ -97,7 +99,7 @@ func (c *Cache) Want(r role.Role) {
 }
 
 // Drop forgets a role and its credentials. An attempt under way comes to nothing.
-func (c *Cache) Drop(r role.Role) {
+func (c *Cache) Drop(r *role.Role) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	e := c.entries[r]
@@ -113,7 +115,7 @@ func (c *Cache) Drop(r role.Role) {
 
 // Get returns the credentials of a role if it has any that are still valid, or
 // else why the last attempt failed; both are nil while there is nothing to say yet.
-func (c *Cache) Get(r role.Role) (*Issued, *sts.Error) {
+func (c *Cache) Get(r *role.Role) (*Issued, *sts.Error) {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	e := c.entries[r]
@@ -140,7 +142,7 @@ func (c *Cache) Nudge() {
 func (c *Cache) Fill() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.unfilled = map[role.Role]struct{}{}
+	c.unfilled = map[*role.Role]struct{}{}
 	for r, e := range c.entries {
 		if !e.tried {
 			c.unfilled[r] = struct{}{}
@@ -155,7 +157,7 @@ func (c *Cache) Fill() {
 func (c *Cache) Filled() <-chan struct{} { return c.filled }
 
 // markFilled needs mu.
-func (c *Cache) markFilled(r role.Role) {
+func (c *Cache) markFilled(r *role.Role) {
 	if _, waiting := c.unfilled[r]; waiting {
 		delete(c.unfilled, r)
 		if len(c.unfilled) == 0 {
@@ -166,7 +168,7 @@ func (c *Cache) markFilled(r role.Role) {
 
 // attempt calls STS once for an entry that take has marked.
 func (c *Cache) attempt(ctx context.Context, e *entry) {
-	result, err := c.sts.AssumeRole(ctx, e.role)
+	result, err := c.sts.AssumeRole(ctx, *e.role)
 	if ctx.Err() != nil {
 		return // the server stops; whatever came back serves nobody
 	}
@@ -238,7 +240,7 @@ func asFailure(err error) *sts.Error {
 }
 
 // report writes the one log line of an attempt.
-func (c *Cache) report(r role.Role, result *sts.Credentials, failure *sts.Error, failures int) {
+func (c *Cache) report(r *role.Role, result *sts.Credentials, failure *sts.Error, failures int) {
 	fields := logging.Role(r.Namespace, r.ServiceAccount, r.ARN, r.SessionName)
 	switch {
 	case failure == nil:

@@ -26,7 +26,7 @@ func (c *Cache) Dump() []RoleState {
 	defer c.mu.RUnlock()
 	states := make([]RoleState, 0, len(c.entries))
 	for _, e := range c.entries {
-		state := RoleState{Role: e.role, State: e.state(now), NextAttempt: e.due, Failures: e.failures}
+		state := RoleState{Role: *e.role, State: e.state(now), NextAttempt: e.due, Failures: e.failures}
 		if e.issued != nil {
 			state.AccessKeyID, state.Expiration = e.issued.AccessKeyID, &e.issued.Expiration
 		}

@@ -15,7 +15,7 @@ var waiterAddress = netip.MustParseAddr("192.0.2.1")
 
 // place puts a role into a state: what it has, how its last attempt failed, and that it
 // is due since a second.
-func place(c *Cache, r role.Role, left time.Duration, failure *sts.Error) *entry {
+func place(c *Cache, r *role.Role, left time.Duration, failure *sts.Error) *entry {
 	c.Want(r)
 	now := time.Now()
 	e := c.entries[r]

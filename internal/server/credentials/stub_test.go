@@ -3,6 +3,7 @@ package credentials
 import (
 	"context"
 	"fmt"
+	"sync"
 	"testing"
 	"time"
 
@@ -63,14 +64,27 @@ func issuedFor(life time.Duration) *sts.Credentials {
 	}
 }
 
-func roleOf(namespace, account string) role.Role {
-	return role.Role{
-		ARN: "arn:aws:iam::123456789012:role/" + account, SessionName: namespace + "@" + account, Duration: time.Hour,
-		Namespace: namespace, ServiceAccount: account,
+// named are the roles that roleOf has made.
+var (
+	namedMu sync.Mutex
+	named   = map[string]*role.Role{}
+)
+
+// roleOf is the role of the ServiceAccount, which has one.
+func roleOf(namespace, account string) *role.Role {
+	namedMu.Lock()
+	defer namedMu.Unlock()
+	session := namespace + "@" + account
+	if named[session] == nil {
+		named[session] = &role.Role{
+			ARN: "arn:aws:iam::123456789012:role/" + account, SessionName: session, Duration: time.Hour,
+			Namespace: namespace, ServiceAccount: account,
+		}
 	}
+	return named[session]
 }
 
-func rolesOf(namespace string, n int) (roles []role.Role) {
+func rolesOf(namespace string, n int) (roles []*role.Role) {
 	for i := range n {
 		roles = append(roles, roleOf(namespace, fmt.Sprintf("app%d", i)))
 	}
@@ -78,7 +92,7 @@ func rolesOf(namespace string, n int) (roles []role.Role) {
 }
 
 // watch is somebody who waits for the role until the test ends.
-func watch(t *testing.T, c *Cache, r role.Role) {
+func watch(t *testing.T, c *Cache, r *role.Role) {
 	t.Helper()
 	waiter, err := c.hub.Join(waiterAddress)
 	if err != nil {

@@ -66,16 +66,16 @@ func (x *Index) setAccount(s *ServiceAccount) {
 }
 
 // setRole tells which role is in use now. It keeps the pointer of a role that has
-// not changed.
+// not changed: by that others know it.
 func (x *Index) setRole(a *account, next *role.Role) {
 	if a.role != nil && next != nil && *a.role == *next {
 		return
 	}
 	if next != nil {
-		x.roles.Want(*next)
+		x.roles.Want(next)
 	}
 	if a.role != nil {
-		x.roles.Drop(*a.role)
+		x.roles.Drop(a.role)
 	}
 	a.role = next
 }

@@ -19,16 +19,16 @@ import (
 
 // wanted is a Roles that knows which roles are in use, and panics where the cache
 // would lose count.
-type wanted map[role.Role]struct{}
+type wanted map[*role.Role]struct{}
 
-func (w wanted) Want(r role.Role) {
+func (w wanted) Want(r *role.Role) {
 	if _, ok := w[r]; ok {
 		panic(fmt.Sprintf("wanted twice: %v", r))
 	}
 	w[r] = struct{}{}
 }
 
-func (w wanted) Drop(r role.Role) {
+func (w wanted) Drop(r *role.Role) {
 	if _, ok := w[r]; !ok {
 		panic(fmt.Sprintf("dropped, but not wanted: %v", r))
 	}

@@ -18,10 +18,11 @@ import (
 	"github.com/iam4kube/iam4kube/internal/server/waiting"
 )
 
-// Roles hears which roles are in use; *credentials.Cache does.
+// Roles hears which roles are in use; *credentials.Cache does. The pointer is that of
+// Caller.Role until Drop.
 type Roles interface {
-	Want(role.Role)
-	Drop(role.Role)
+	Want(*role.Role)
+	Drop(*role.Role)
 }
 
 // Observer hears of pods; *podevents.Recorder does. Its methods do not block.

@@ -86,7 +86,7 @@ func (s *Server) viewCredentials(claim identity.Claim, name string, waitForAnnot
 		if name != "" && name != c.Role.Name() {
 			return done(otherRole(c))
 		}
-		issued, failure := s.cfg.Credentials.Get(*c.Role)
+		issued, failure := s.cfg.Credentials.Get(c.Role)
 		// The address may have changed hands and the annotation its content since
 		// they were looked up, and nobody may get the credentials of another.
 		if again := s.cfg.Identity.Lookup(claim); again.Pod == nil || again.Pod.UID != c.Pod.UID || again.Role != c.Role {
@@ -100,7 +100,7 @@ func (s *Server) viewCredentials(claim identity.Claim, name string, waitForAnnot
 		}
 		c.Missing = diagnosis.Credentials
 		waits := wait(c, failure)
-		waits.keys = append(waits.keys, *c.Role)
+		waits.keys = append(waits.keys, c.Role)
 		return waits
 	}
 }

@@ -36,7 +36,7 @@ func TestAddressChangesHandsBetweenTwoLooks(t *testing.T) {
 		e.deletePod(pod(name, ip, 0))
 	}
 	for i := range roles {
-		e.cfg.Credentials.Want(role.Role{Namespace: "others", ARN: fmt.Sprint(i)})
+		e.cfg.Credentials.Want(&role.Role{Namespace: "others", ARN: fmt.Sprint(i)})
 	}
 	underWay, wrong := 0, 0
 	for range tries {

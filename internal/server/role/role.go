@@ -9,9 +9,8 @@ import (
 	"time"
 )
 
-// Role is one way to call sts:AssumeRole, and the key under which its
-// credentials are kept: two Roles that differ in any field never share
-// credentials. It is comparable.
+// Role is one way to call sts:AssumeRole. Two Roles that differ in any field never
+// share credentials. It is comparable.
 type Role struct {
 	// ARN of the IAM role, arn:PARTITION:iam::ACCOUNT:role/[PATH/]NAME.
 	ARN string

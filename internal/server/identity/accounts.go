@@ -45,13 +45,20 @@ func keepServiceAccount(s *metav1.PartialObjectMetadata) *ServiceAccount {
 	return kept
 }
 
-// setAccount takes over what the annotations say now. It needs mu.
-func (x *Index) setAccount(s *ServiceAccount) {
-	a := x.accounts[s.key()]
+// accountOf returns the account of that name, which is the same one until release. It
+// needs mu.
+func (x *Index) accountOf(key types.NamespacedName) *account {
+	a := x.accounts[key]
 	if a == nil {
 		a = &account{}
-		x.accounts[s.key()] = a
+		x.accounts[key] = a
 	}
+	return a
+}
+
+// setAccount takes over what the annotations say now. It needs mu.
+func (x *Index) setAccount(s *ServiceAccount) {
+	a := x.accountOf(s.key())
 	a.exists = true
 	next, err := role.FromAnnotations(s.Namespace, s.Name, s.Annotations, x.defaultDuration)
 	before := a.wrong
@@ -60,7 +67,7 @@ func (x *Index) setAccount(s *ServiceAccount) {
 		a.wrong = err.Error()
 	}
 	if a.wrong != "" && a.wrong != before {
-		x.reportPods(s.key(), a.wrong)
+		x.reportPods(a, badAnnotation(s.Name, a.wrong))
 	}
 	x.setRole(a, next)
 }
@@ -98,16 +105,15 @@ func (x *Index) release(key types.NamespacedName) {
 
 // reportPods looks at all pods: a wrong annotation is rare, and an index of pods
 // by ServiceAccount would cost memory for every pod. It needs mu.
-func (x *Index) reportPods(key types.NamespacedName, wrong string) {
-	d := badAnnotation(key, wrong)
+func (x *Index) reportPods(a *account, d diagnosis.Diagnosis) {
 	for _, p := range x.pods {
-		if p.account() == key && p.hasOwnAddresses() {
+		if p.account == a && p.hasOwnAddresses() {
 			x.observer.Record(p, d)
 		}
 	}
 }
 
 // badAnnotation is for all pods of the account.
-func badAnnotation(account types.NamespacedName, wrong string) diagnosis.Diagnosis {
-	return diagnosis.Subject{ServiceAccount: account.Name, Why: wrong}.Refused(diagnosis.BadAnnotation)
+func badAnnotation(account, wrong string) diagnosis.Diagnosis {
+	return diagnosis.Subject{ServiceAccount: account, Why: wrong}.Refused(diagnosis.BadAnnotation)
 }

@@ -37,7 +37,7 @@ func (c Caller) Keys() []any {
 	if c.Pod == nil {
 		return []any{c.Claim.Address}
 	}
-	return []any{c.Claim.Address, c.Pod.account()}
+	return []any{c.Claim.Address, c.Pod.accountKey()}
 }
 
 // Subject is the Caller as a diagnosis names him.
@@ -64,7 +64,7 @@ func (x *Index) Lookup(claim Claim) Caller {
 		caller.Claimants = pods
 		return caller
 	}
-	a := x.accounts[caller.Pod.account()]
+	a := caller.Pod.account
 	switch {
 	case a.exists && a.wrong != "":
 		caller.Refusal, caller.Wrong = diagnosis.BadAnnotation, a.wrong

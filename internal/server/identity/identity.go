@@ -89,8 +89,8 @@ func (x *Index) setPod(p *Pod) []any {
 		}
 	}
 	x.pods[p.key()] = p
-	if a := x.accounts[p.account()]; a.exists && a.wrong != "" && p.hasOwnAddresses() && (old == nil || old.UID != p.UID) {
-		x.observer.Record(p, badAnnotation(p.account(), a.wrong))
+	if a := p.account; a.exists && a.wrong != "" && p.hasOwnAddresses() && (old == nil || old.UID != p.UID) {
+		x.observer.Record(p, badAnnotation(p.ServiceAccount, a.wrong))
 	}
 	return keys
 }
@@ -113,10 +113,8 @@ func (x *Index) file(p *Pod) []any {
 			keys = append(keys, a) // who waits for a pod there waits in vain
 		}
 	}
-	if x.accounts[p.account()] == nil {
-		x.accounts[p.account()] = &account{}
-	}
-	x.accounts[p.account()].pods++
+	p.account = x.accountOf(p.accountKey())
+	p.account.pods++
 	if !p.hasOwnAddresses() {
 		return keys
 	}
@@ -133,8 +131,8 @@ func (x *Index) unfile(p *Pod) []any {
 			delete(x.hosts, a)
 		}
 	}
-	x.accounts[p.account()].pods--
-	x.left = append(x.left, p.account())
+	p.account.pods--
+	x.left = append(x.left, p.accountKey())
 	if !p.hasOwnAddresses() {
 		return nil
 	}

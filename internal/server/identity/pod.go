@@ -31,6 +31,8 @@ type Pod struct {
 	Ended bool
 
 	Life *Life
+	// account is the ServiceAccount's, set while the pod is filed.
+	account *account
 }
 
 // Life is shared by all states of one pod, from its first to its last.
@@ -46,7 +48,8 @@ func (p *Pod) key() types.NamespacedName {
 	return types.NamespacedName{Namespace: p.Namespace, Name: p.Name}
 }
 
-func (p *Pod) account() types.NamespacedName {
+// accountKey is what the pod's account is filed under.
+func (p *Pod) accountKey() types.NamespacedName {
 	return types.NamespacedName{Namespace: p.Namespace, Name: p.ServiceAccount}
 }
 

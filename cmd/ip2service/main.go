@@ -68,6 +68,7 @@ var (
 
 func parse(arguments []string, help io.Writer) (cfg ip2service.Config, level, encoding string, err error) {
 	const longest = 24 * time.Hour
+	var intercept []netip.Addr
 	var port int
 	f := flags.New("ip2service")
 	f.Choice(&level, "log-level", "info", logging.Levels, "least level that is logged")
@@ -78,7 +79,7 @@ func parse(arguments []string, help io.Writer) (cfg ip2service.Config, level, en
 	f.Choice(&cfg.Mode, "mode", ip2service.Modes[0], ip2service.Modes,
 		"node: keep the rules of a node, for its pods; pod: set the rules of this pod's own network namespace, once")
 	f.Bool(&cfg.Cleanup, "cleanup", "false", "remove the rules of either mode and exit")
-	f.IPs(&cfg.InterceptIPs, "intercept-ip", "169.254.169.254", "address to lead to the endpoints, may be repeated; if not given, also fd00:ec2::254 where there are IPv6 endpoints")
+	f.IPs(&intercept, "intercept-ip", "169.254.169.254", "address to lead to the endpoints, may be repeated; if not given, also fd00:ec2::254 where there are IPv6 endpoints")
 	f.Int(&port, "intercept-port", "80", 1, 65535, "port of it; all other ports are rejected")
 	f.String(&cfg.ServiceNamespace, "service-namespace", "iam4kube", "namespace of the Service; mode node")
 	f.String(&cfg.ServiceName, "service-name", "iam4kube", "name of the Service; mode node")
@@ -92,9 +93,11 @@ func parse(arguments []string, help io.Writer) (cfg ip2service.Config, level, en
 	if err := f.Parse(arguments, help); err != nil {
 		return cfg, "", "", err
 	}
-	cfg.InterceptPort = uint16(port)
 	if !f.Given("intercept-ip") {
-		cfg.InterceptIPs = nil
+		intercept = []netip.Addr{ruleset.MetadataIPv4, ruleset.MetadataIPv6}
+	}
+	for _, a := range intercept {
+		cfg.Intercept = append(cfg.Intercept, netip.AddrPortFrom(a, uint16(port)))
 	}
 	return cfg, level, encoding, check(cfg, f.Given)
 }
@@ -113,7 +116,7 @@ func check(cfg ip2service.Config, given func(string) bool) error {
 	switch {
 	case cfg.Cleanup:
 		return nil
-	case given("intercept-ip") && len(cfg.InterceptIPs) == 0:
+	case len(cfg.Intercept) == 0:
 		return errors.New("--intercept-ip is empty, want an IP address")
 	case cfg.Mode == ip2service.ModePod:
 		return checkPod(cfg)
@@ -143,12 +146,13 @@ func checkPod(cfg ip2service.Config) error {
 		if len(of) > 1 {
 			return fmt.Errorf("--to %s and --to %s are of one family, want one for each", of[0], of[1])
 		}
-		if len(of) == 1 && len(cfg.InterceptIPs) > 0 && !slices.ContainsFunc(cfg.InterceptIPs, func(a netip.Addr) bool { return a.Is4() == want }) {
+		if len(of) == 1 && !slices.ContainsFunc(cfg.Intercept, is4(want)) {
 			return fmt.Errorf("--to %s: no --intercept-ip is of its family", of[0])
 		}
 	}
 	for _, to := range cfg.To {
-		if slices.Contains(append([]netip.Addr{ruleset.MetadataIPv4, ruleset.MetadataIPv6}, cfg.InterceptIPs...), to.Addr()) {
+		intercepted := func(i netip.AddrPort) bool { return i.Addr() == to.Addr() }
+		if to.Addr() == ruleset.MetadataIPv4 || to.Addr() == ruleset.MetadataIPv6 || slices.ContainsFunc(cfg.Intercept, intercepted) {
 			return fmt.Errorf("--to %s is an address that is intercepted or rejected, want that of the Service", to)
 		}
 	}

@@ -122,7 +122,7 @@ func TestFlagsOfTheOtherModeExitWith2(t *testing.T) {
 // pod is what mode pod is without other flags than --to.
 func pod(change func(*ip2service.Config)) ip2service.Config {
 	cfg := ip2service.Config{
-		Mode: ip2service.ModePod, InterceptPort: 80, AuxListenOn: ":9090",
+		Mode: ip2service.ModePod, Intercept: addrPorts("169.254.169.254:80", "[fd00:ec2::254]:80"), AuxListenOn: ":9090",
 		ServiceNamespace: "iam4kube", ServiceName: "iam4kube", ServiceTargetPort: "http",
 		To: addrPorts("10.96.0.7:80"), ProbeTimeout: time.Minute, Wait: 5 * time.Second,
 	}
@@ -157,9 +157,12 @@ func TestFlagsBecomeTheConfig(t *testing.T) {
 		{append(to, "--pod-ips", "10.0.0.1,fd00::1"), pod(func(c *ip2service.Config) { c.PodIPs = addrs("10.0.0.1", "fd00::1") })},
 		{append(to, "--pod-ips="), pod(func(*ip2service.Config) {})}, // the pod's status had none yet
 		{append(to, "--intercept-ip=192.0.2.1", "-intercept-ip", "192.0.2.2", "--intercept-port=8080"), pod(func(c *ip2service.Config) {
-			c.InterceptIPs, c.InterceptPort = addrs("192.0.2.1", "192.0.2.2"), 8080
+			c.Intercept = addrPorts("192.0.2.1:8080", "192.0.2.2:8080")
 		})},
-		{append(to, "--intercept-ip", "169.254.169.254"), pod(func(c *ip2service.Config) { c.InterceptIPs = addrs("169.254.169.254") })},
+		{append(to, "--intercept-port", "8080"), pod(func(c *ip2service.Config) {
+			c.Intercept = addrPorts("169.254.169.254:8080", "[fd00:ec2::254]:8080")
+		})},
+		{append(to, "--intercept-ip", "169.254.169.254"), pod(func(c *ip2service.Config) { c.Intercept = addrPorts("169.254.169.254:80") })},
 		{[]string{"--mode", "pod", "--cleanup"}, pod(func(c *ip2service.Config) { c.To, c.Cleanup = nil, true })},
 		{append(to, "--cleanup"), pod(func(c *ip2service.Config) { c.Cleanup = true })},
 		{[]string{"--startup-taint", "iam4kube.io/not-ready", "--node-name", "node-1", "--service-target-port", "8080"}, pod(func(c *ip2service.Config) {

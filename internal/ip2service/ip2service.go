@@ -14,7 +14,6 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/iam4kube/iam4kube/internal/ip2service/nftables"
-	"github.com/iam4kube/iam4kube/internal/ip2service/ruleset"
 	"github.com/iam4kube/iam4kube/internal/logging"
 )
 
@@ -26,10 +25,9 @@ const (
 
 // Config is ip2service's flags; docs/routing.md describes them.
 type Config struct {
-	Mode          string
-	Cleanup       bool
-	InterceptIPs  []netip.Addr // empty: EC2's of the families that there are endpoints for
-	InterceptPort uint16
+	Mode      string
+	Cleanup   bool
+	Intercept []netip.AddrPort // led to the endpoints of their family
 
 	// On a node.
 	AuxListenOn                   string
@@ -64,12 +62,4 @@ func cleanup(log *zap.Logger) error {
 	}
 	log.Info("removed the rules", zap.Bool(logging.Removed, removed))
 	return nil
-}
-
-// intercepted are the addresses that are led to endpoints.
-func (c Config) intercepted() []netip.Addr {
-	if len(c.InterceptIPs) > 0 {
-		return c.InterceptIPs
-	}
-	return []netip.Addr{ruleset.MetadataIPv4, ruleset.MetadataIPv6}
 }

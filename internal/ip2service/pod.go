@@ -19,7 +19,7 @@ import (
 // call finds it so.
 func runPod(ctx context.Context, cfg Config, log *zap.Logger) error {
 	rules := ruleset.Build(ruleset.Routes{
-		Hooks: ruleset.Pod, Intercept: cfg.intercepted(), Port: cfg.InterceptPort, New: cfg.To, Live: cfg.To,
+		Hooks: ruleset.Pod, Intercept: cfg.Intercept, New: cfg.To, Live: cfg.To,
 	})
 	if _, err := (nftables.Kernel{}).Sync(rules); err != nil {
 		return err
@@ -55,19 +55,16 @@ func runPod(ctx context.Context, cfg Config, log *zap.Logger) error {
 
 // probes ask by each family that the pod has an address of and that leads somewhere.
 func (c Config) probes(podIPs []netip.Addr) []probe.Probe {
-	of := func(family ruleset.Family) func(netip.Addr) bool {
-		return func(a netip.Addr) bool { return ruleset.FamilyOf(a) == family }
-	}
 	var probes []probe.Probe
 	for _, family := range ruleset.Families {
-		to := slices.DeleteFunc(slices.Clone(c.To), func(a netip.AddrPort) bool { return ruleset.FamilyOf(a.Addr()) != family })
-		intercepted := slices.IndexFunc(c.intercepted(), of(family))
-		if len(to) == 0 || intercepted < 0 || !slices.ContainsFunc(podIPs, of(family)) {
+		other := func(a netip.AddrPort) bool { return ruleset.FamilyOf(a.Addr()) != family }
+		to, intercepted := slices.DeleteFunc(slices.Clone(c.To), other), slices.DeleteFunc(slices.Clone(c.Intercept), other)
+		of := func(a netip.Addr) bool { return ruleset.FamilyOf(a) == family }
+		if len(to) == 0 || len(intercepted) == 0 || !slices.ContainsFunc(podIPs, of) {
 			continue
 		}
 		probes = append(probes, probe.Probe{
-			Address: netip.AddrPortFrom(c.intercepted()[intercepted], c.InterceptPort),
-			Behind:  to, PodIPs: podIPs, Wait: c.Wait, Timeout: c.ProbeTimeout,
+			Address: intercepted[0], Behind: to, PodIPs: podIPs, Wait: c.Wait, Timeout: c.ProbeTimeout,
 		})
 	}
 	return probes

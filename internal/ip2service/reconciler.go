@@ -144,7 +144,7 @@ func (r *reconciler) reconcile() (pause time.Duration, patient bool) {
 	}
 	endpoints, known := r.set.Endpoints()
 	backends.Refuse(endpoints, func(a netip.Addr) bool {
-		return host.Owns(a) || slices.Contains(r.cfg.intercepted(), a)
+		return host.Owns(a) || slices.ContainsFunc(r.cfg.Intercept, func(i netip.AddrPort) bool { return i.Addr() == a })
 	})
 	r.metrics.observe(endpoints, host.BPF())
 	r.tell(endpoints, host)
@@ -181,8 +181,7 @@ func (r *reconciler) sync(rules ruleset.Ruleset) (changed bool, err error) {
 
 func (r *reconciler) build(fresh, live []netip.AddrPort, known bool) ruleset.Ruleset {
 	return ruleset.Build(ruleset.Routes{
-		Hooks: ruleset.Node, Intercept: r.cfg.intercepted(), Port: r.cfg.InterceptPort,
-		New: fresh, Live: live, Unknown: !known,
+		Hooks: ruleset.Node, Intercept: r.cfg.Intercept, New: fresh, Live: live, Unknown: !known,
 	})
 }
 

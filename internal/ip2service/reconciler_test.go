@@ -41,7 +41,7 @@ func TestGuardComesBeforeTheEndpoints(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			b := newRig()
 			earlier := ruleset.Routes{
-				Hooks: ruleset.Node, Intercept: b.cfg.intercepted(), Port: 80,
+				Hooks: ruleset.Node, Intercept: b.cfg.Intercept,
 				New: []netip.AddrPort{netip.MustParseAddrPort(one)}, Live: []netip.AddrPort{netip.MustParseAddrPort(one)},
 			}
 			b.kernel.rules = ruleset.Build(earlier)

@@ -162,6 +162,9 @@ func (m *fakeMachine) Unserved(family ruleset.Family) error { return m.unserved[
 // BPF implements machine.
 func (m *fakeMachine) BPF() []string { return m.bpf }
 
+// intercept is what the flags say by default.
+var intercept = []netip.AddrPort{netip.AddrPortFrom(ruleset.MetadataIPv4, 80), netip.AddrPortFrom(ruleset.MetadataIPv6, 80)}
+
 // rig is a reconciler on the fakes.
 type rig struct {
 	*reconciler
@@ -175,7 +178,7 @@ func newRig() *rig {
 	b := &rig{kernel: &fakeKernel{}, machine: &fakeMachine{}, registry: prometheus.NewRegistry()}
 	core, logs := observer.New(zapcore.DebugLevel)
 	b.logs = logs
-	b.reconciler = newReconciler(Config{InterceptPort: 80, ServiceTargetPort: "http"}, b.kernel, b.machine.look, newMetrics(b.registry), zap.New(core))
+	b.reconciler = newReconciler(Config{Intercept: intercept, ServiceTargetPort: "http"}, b.kernel, b.machine.look, newMetrics(b.registry), zap.New(core))
 	b.kernel.changed = b.Trigger
 	return b
 }
@@ -231,7 +234,7 @@ func routed(fresh, live []string) string {
 		return addresses
 	}
 	return text(ruleset.Build(ruleset.Routes{
-		Hooks: ruleset.Node, Intercept: []netip.Addr{ruleset.MetadataIPv4, ruleset.MetadataIPv6}, Port: 80, New: parse(fresh), Live: parse(live),
+		Hooks: ruleset.Node, Intercept: intercept, New: parse(fresh), Live: parse(live),
 	}))
 }
 

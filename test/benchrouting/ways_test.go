@@ -72,7 +72,8 @@ func syncSame(to []netip.AddrPort) error { return sync(to, false) }
 
 func sync(to []netip.AddrPort, want bool) error {
 	changed, err := nftables.Kernel{}.Sync(ruleset.Build(ruleset.Routes{
-		Hooks: ruleset.Node, Intercept: []netip.Addr{ruleset.MetadataIPv4, ruleset.MetadataIPv6}, Port: intercepted.Port(), New: to, Live: to,
+		Hooks: ruleset.Node, New: to, Live: to,
+		Intercept: []netip.AddrPort{intercepted, netip.AddrPortFrom(ruleset.MetadataIPv6, intercepted.Port())},
 	}))
 	if err == nil && changed != want {
 		err = fmt.Errorf("changed: %v", changed)

@@ -121,8 +121,8 @@ func wanted(fresh, live []netip.Addr) string {
 	}
 	var text strings.Builder
 	for _, table := range ruleset.Build(ruleset.Routes{
-		Hooks: ruleset.Node, Intercept: []netip.Addr{ruleset.MetadataIPv4, ruleset.MetadataIPv6}, Port: 80,
-		New: ports(fresh), Live: ports(live),
+		Hooks: ruleset.Node, New: ports(fresh), Live: ports(live),
+		Intercept: []netip.AddrPort{netip.AddrPortFrom(ruleset.MetadataIPv4, 80), netip.AddrPortFrom(ruleset.MetadataIPv6, 80)},
 	}) {
 		text.WriteString(table.String())
 	}

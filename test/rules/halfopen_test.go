@@ -28,7 +28,7 @@ func TestHalfOpenConnectionLeavesADeadEndpoint(t *testing.T) {
 		t.Run(string(family), func(t *testing.T) {
 			to, gone := netip.AddrPortFrom(live.addresses[family], 8080), netip.AddrPortFrom(deadAddresses[family], 8080)
 			routes := ruleset.Routes{
-				Hooks: ruleset.Node, Intercept: []netip.Addr{metadata[family]}, Port: 80,
+				Hooks: ruleset.Node, Intercept: []netip.AddrPort{netip.AddrPortFrom(metadata[family], 80)},
 				New: []netip.AddrPort{gone}, Live: []netip.AddrPort{to, gone},
 			}
 			if _, err := kernel.Sync(ruleset.Build(routes)); err != nil {

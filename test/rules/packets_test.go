@@ -80,7 +80,8 @@ type history struct {
 	foreign   string // the other table, in nft's language
 	open      []*connection
 	routes    ruleset.Routes
-	onNode    bool // they have the hooks of a node
+	onNode    bool   // they have the hooks of a node
+	port      uint16 // that most addresses are intercepted at
 	seen      map[string]int
 }
 
@@ -239,19 +240,23 @@ func (h *history) changeForeign(t *testing.T) {
 // changeRules makes ours.
 func (h *history) changeRules(t *testing.T) {
 	t.Helper()
-	r := ruleset.Routes{Hooks: ruleset.Node, Port: 80}
+	r := ruleset.Routes{Hooks: ruleset.Node}
+	h.port = 80
 	if h.onNode = h.IntN(10) >= 3; !h.onNode {
 		r.Hooks = ruleset.Pod
 	}
 	if h.IntN(10) < 3 {
-		r.Port = 8080
+		h.port = 8080
 	}
 	for _, family := range ruleset.Families {
 		if h.IntN(10) < 8 {
-			r.Intercept = append(r.Intercept, metadata[family])
+			r.Intercept = append(r.Intercept, netip.AddrPortFrom(metadata[family], h.port))
 		}
 		if h.IntN(10) < 4 {
-			r.Intercept = append(r.Intercept, beyond[family])
+			r.Intercept = append(r.Intercept, netip.AddrPortFrom(beyond[family], h.port))
+		}
+		if h.IntN(10) < 3 { // at a port of its own, or at a second one
+			r.Intercept = append(r.Intercept, netip.AddrPortFrom([]netip.Addr{metadata[family], beyond[family]}[h.IntN(2)], ports[h.IntN(len(ports))]))
 		}
 		some := h.IntN(6) > 0
 		for _, e := range h.endpoints {
@@ -279,7 +284,7 @@ func (h *history) first(t *testing.T) {
 	t.Helper()
 	family, from := h.anyFamily(), h.anyPlace()
 	to := []netip.Addr{metadata[family], metadata[family], metadata[family], beyond[family], beyond[family], h.host.addresses[family], h.oneOf(h.endpoints...).addresses[family]}
-	p := packet{source: from.addresses[family], destination: to[h.IntN(len(to))], fresh: true, port: h.routes.Port}
+	p := packet{source: from.addresses[family], destination: to[h.IntN(len(to))], fresh: true, port: h.port}
 	if h.IntN(3) == 0 {
 		p.port = ports[h.IntN(len(ports))]
 	}
@@ -328,7 +333,10 @@ func (h *history) checkPromise(t *testing.T, from *place, to netip.Addr, have ou
 	if !h.onNode && have.leadsTo(h.host.addresses[ruleset.FamilyOf(to)]) {
 		return // as is what another table leads to the pod itself
 	}
-	guarded := append([]netip.Addr{ruleset.MetadataIPv4, ruleset.MetadataIPv6}, h.routes.Intercept...)
+	guarded := []netip.Addr{ruleset.MetadataIPv4, ruleset.MetadataIPv6}
+	for _, i := range h.routes.Intercept {
+		guarded = append(guarded, i.Addr())
+	}
 	live := slices.ContainsFunc(h.routes.Live, func(e netip.AddrPort) bool { return have.end == "to "+e.String() })
 	if slices.ContainsFunc(guarded, have.leadsTo) || slices.Contains(guarded, to) && have.leadsTo(netip.Addr{}) && !live {
 		h.fail(t, fmt.Sprintf("sent from the %s to %s: %s", from.name, to, have.end))

@@ -18,10 +18,9 @@ var (
 type Routes struct {
 	// Hooks are those of the place where the rules are.
 	Hooks Hooks
-	// Intercept are the addresses that are led to the endpoints of their family, on
-	// TCP port Port. All else that is sent to them is rejected.
-	Intercept []netip.Addr
-	Port      uint16
+	// Intercept are the addresses and TCP ports that are led to the endpoints of their
+	// family. All else that is sent to these addresses is rejected.
+	Intercept []netip.AddrPort
 	// New are the endpoints that get new connections, in equal shares.
 	New []netip.AddrPort
 	// Live are those whose connections may go on. Whoever is not among them gets no
@@ -88,18 +87,13 @@ func Build(r Routes) Ruleset {
 }
 
 func (r Routes) table(family Family) Table {
-	ofFamily := func(ends []netip.AddrPort) []netip.AddrPort {
-		return slices.DeleteFunc(slices.Clone(ends), func(e netip.AddrPort) bool { return FamilyOf(e.Addr()) != family })
-	}
-	endpoints, live := ofFamily(r.New), ofFamily(r.Live)
+	intercept, endpoints, live := ofFamily(r.Intercept, family), ofFamily(r.New, family), ofFamily(r.Live, family)
 	nat := Chain{Name: "nat-" + string(r.Hooks.nat), Type: NAT, Hook: r.Hooks.nat, Priority: natPriority}
-	for _, address := range r.Intercept {
-		if FamilyOf(address) == family {
-			nat.Rules = append(nat.Rules, Rule{
-				NotLoopback: r.Hooks.foreign, Destination: address, TCP: true, Port: r.Port,
-				HalfOpen: true, Verdict: Jump, Chain: endpointsChain,
-			})
-		}
+	for _, i := range intercept {
+		nat.Rules = append(nat.Rules, Rule{
+			NotLoopback: r.Hooks.foreign, Destination: i.Addr(), TCP: true, Port: i.Port(),
+			HalfOpen: true, Verdict: Jump, Chain: endpointsChain,
+		})
 	}
 	// The order is that of dependence: nft reads no jump to a chain that comes later.
 	chains := []Chain{r.endpoints(endpoints, live), r.live(live), nat}
@@ -112,9 +106,23 @@ func (r Routes) table(family Family) Table {
 	return Table{Family: family, HalfOpen: true, Chains: chains}
 }
 
+func ofFamily(all []netip.AddrPort, family Family) []netip.AddrPort {
+	return slices.DeleteFunc(slices.Clone(all), func(a netip.AddrPort) bool { return FamilyOf(a.Addr()) != family })
+}
+
+// addresses are the intercepted ones of the family, each once.
+func (r Routes) addresses(family Family) (all []netip.Addr) {
+	for _, i := range ofFamily(r.Intercept, family) {
+		if !slices.Contains(all, i.Addr()) {
+			all = append(all, i.Addr())
+		}
+	}
+	return all
+}
+
 // guarded are the addresses of the family that nothing may reach.
 func (r Routes) guarded(family Family) []netip.Addr {
-	all := slices.DeleteFunc(slices.Clone(r.Intercept), func(a netip.Addr) bool { return FamilyOf(a) != family })
+	all := r.addresses(family)
 	metadata := map[Family]netip.Addr{IPv4: MetadataIPv4, IPv6: MetadataIPv6}[family]
 	if !slices.Contains(all, metadata) {
 		all = append(all, metadata)
@@ -155,10 +163,8 @@ func (r Routes) live(live []netip.AddrPort) Chain {
 
 func (r Routes) source(family Family) Chain {
 	c := Chain{Name: "nat-" + string(r.Hooks.source), Type: NAT, Hook: r.Hooks.source, Priority: sourcePriority}
-	for _, a := range r.Intercept {
-		if FamilyOf(a) == family {
-			c.Rules = append(c.Rules, Rule{OriginalDestination: a, TCP: true, Verdict: SourcePort})
-		}
+	for _, a := range r.addresses(family) {
+		c.Rules = append(c.Rules, Rule{OriginalDestination: a, TCP: true, Verdict: SourcePort})
 	}
 	return c
 }

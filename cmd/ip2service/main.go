@@ -19,7 +19,7 @@ import (
 
 	"github.com/iam4kube/iam4kube/internal/flags"
 	"github.com/iam4kube/iam4kube/internal/ip2service"
-	"github.com/iam4kube/iam4kube/internal/ip2service/ruleset"
+	"github.com/iam4kube/iam4kube/internal/ip2service/routes"
 	"github.com/iam4kube/iam4kube/internal/logging"
 )
 
@@ -94,7 +94,7 @@ func parse(arguments []string, help io.Writer) (cfg ip2service.Config, level, en
 		return cfg, "", "", err
 	}
 	if !f.Given("intercept-ip") {
-		intercept = []netip.Addr{ruleset.MetadataIPv4, ruleset.MetadataIPv6}
+		intercept = []netip.Addr{routes.MetadataIPv4, routes.MetadataIPv6}
 	}
 	for _, a := range intercept {
 		cfg.Intercept = append(cfg.Intercept, netip.AddrPortFrom(a, uint16(port)))
@@ -151,8 +151,7 @@ func checkPod(cfg ip2service.Config) error {
 		}
 	}
 	for _, to := range cfg.To {
-		intercepted := func(i netip.AddrPort) bool { return i.Addr() == to.Addr() }
-		if to.Addr() == ruleset.MetadataIPv4 || to.Addr() == ruleset.MetadataIPv6 || slices.ContainsFunc(cfg.Intercept, intercepted) {
+		if slices.Contains(routes.Routes{Intercept: cfg.Intercept}.Guarded(routes.FamilyOf(to.Addr())), to.Addr()) {
 			return fmt.Errorf("--to %s is an address that is intercepted or rejected, want that of the Service", to)
 		}
 	}

@@ -1,9 +1,9 @@
 // Package ip2service does for any IP address what a Service does for its own: it puts
 // the parts together and runs them, on a node for as long as it lives, or once in the
 // network namespace of a pod. It owns the loop that keeps the kernel's rules what they
-// should be. What an endpoint is worth, what the rules are and how they get into the
-// kernel is in the packages below: backends, ruleset, nftables; host looks at the
-// machine, and probe asks a server whether the way is open.
+// should be. What an endpoint is worth is in package backends, and how routes get into the
+// kernel in nftables, behind the interface dataPath; routes has the words that both sides
+// share. host looks at the machine, and probe asks a server whether the way is open.
 package ip2service
 
 import (
@@ -46,17 +46,18 @@ type Config struct {
 
 // Run does what the configuration says. On a node it ends with ctx, and the rules stay.
 func Run(ctx context.Context, cfg Config, log *zap.Logger) error {
+	kernel := nftables.Kernel{} // the only place that knows which data path it is
 	switch {
 	case cfg.Cleanup:
-		return cleanup(log)
+		return cleanup(kernel, log)
 	case cfg.Mode == ModePod:
-		return runPod(ctx, cfg, log)
+		return runPod(ctx, cfg, kernel, log)
 	}
-	return runNode(ctx, cfg, log)
+	return runNode(ctx, cfg, kernel, log)
 }
 
-func cleanup(log *zap.Logger) error {
-	removed, err := nftables.Kernel{}.Remove()
+func cleanup(kernel dataPath, log *zap.Logger) error {
+	removed, err := kernel.Remove()
 	if err != nil {
 		return err
 	}

@@ -3,13 +3,14 @@
 package ip2service
 
 import (
+	"maps"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/iam4kube/iam4kube/internal/ip2service/backends"
-	"github.com/iam4kube/iam4kube/internal/ip2service/ruleset"
+	"github.com/iam4kube/iam4kube/internal/ip2service/routes"
 )
 
 // metrics are what ip2service counts; docs/observability.md describes them.
@@ -86,15 +87,14 @@ var (
 // packets exports the counters of the kernel's rules. They begin anew when somebody
 // deletes the tables; what was counted before is kept here.
 type packets struct {
-	read func() (map[ruleset.Family]map[string]uint64, error)
+	kernel dataPath
 
 	mu         sync.Mutex
-	last, base map[series]uint64
+	last, base map[routes.Family]routes.Counters
 }
 
-type series struct {
-	family ruleset.Family
-	name   string
+func newPackets(kernel dataPath) *packets {
+	return &packets{kernel: kernel, last: map[routes.Family]routes.Counters{}, base: map[routes.Family]routes.Counters{}}
 }
 
 // Describe implements prometheus.Collector.
@@ -109,19 +109,20 @@ func (p *packets) Collect(ch chan<- prometheus.Metric) {
 	defer p.mu.Unlock()
 	// Without an answer of the kernel the last one stands: an invalid metric would take all
 	// others with it.
-	now, err := p.read()
-	for _, family := range ruleset.Families {
-		for name, desc := range map[string]*prometheus.Desc{ruleset.Translated: translatedDesc, ruleset.Rejected: rejectedDesc} {
-			s := series{family, name}
-			value := now[family][name]
-			if err != nil {
-				value = p.last[s]
-			}
-			if value < p.last[s] {
-				p.base[s] += p.last[s]
-			}
-			p.last[s] = value
-			ch <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(p.base[s]+value), string(family))
+	now, err := p.kernel.Counters()
+	if err != nil {
+		now = maps.Clone(p.last)
+	}
+	for _, family := range routes.Families {
+		value, last, base := now[family], p.last[family], p.base[family]
+		if value.Translated < last.Translated {
+			base.Translated += last.Translated
 		}
+		if value.Rejected < last.Rejected {
+			base.Rejected += last.Rejected
+		}
+		p.last[family], p.base[family] = value, base
+		ch <- prometheus.MustNewConstMetric(translatedDesc, prometheus.CounterValue, float64(base.Translated+value.Translated), string(family))
+		ch <- prometheus.MustNewConstMetric(rejectedDesc, prometheus.CounterValue, float64(base.Rejected+value.Rejected), string(family))
 	}
 }

@@ -4,7 +4,6 @@ package ip2service
 
 import (
 	"errors"
-	"maps"
 	"os"
 	"path/filepath"
 	"testing"
@@ -14,55 +13,48 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 	"go.uber.org/zap"
 
-	"github.com/iam4kube/iam4kube/internal/ip2service/ruleset"
+	"github.com/iam4kube/iam4kube/internal/ip2service/routes"
 )
 
 // counts are the kernel's counters of one family.
-func counts(translated, rejected uint64) map[string]uint64 {
-	return map[string]uint64{ruleset.Translated: translated, ruleset.Rejected: rejected}
+func counts(translated, rejected uint64) routes.Counters {
+	return routes.Counters{Translated: translated, Rejected: rejected}
 }
 
 // The kernel's counters begin anew with their table; those of /metrics never go back.
 func TestCountersSurviveTheTables(t *testing.T) {
-	var kernel map[ruleset.Family]map[string]uint64
-	var broken error
-	p := &packets{
-		read: func() (map[ruleset.Family]map[string]uint64, error) { return kernel, broken },
-		last: map[series]uint64{}, base: map[series]uint64{},
-	}
+	kernel := &fakeKernel{}
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(p)
-	check := func(ipv4, ipv6 map[string]uint64) {
+	registry.MustRegister(newPackets(kernel))
+	check := func(ipv4, ipv6 routes.Counters) {
 		t.Helper()
-		for family, want := range map[ruleset.Family]map[string]uint64{ruleset.IPv4: ipv4, ruleset.IPv6: ipv6} {
+		for family, want := range map[routes.Family]routes.Counters{routes.IPv4: ipv4, routes.IPv6: ipv6} {
 			have := counts(
 				uint64(metric(t, registry, "iam4kube_translated_connections_total", string(family))),
 				uint64(metric(t, registry, "iam4kube_guard_rejected_packets_total", string(family))),
 			)
-			if !maps.Equal(have, want) {
+			if have != want {
 				t.Errorf("%s: %v, want %v", family, have, want)
 			}
 		}
 	}
 	check(counts(0, 0), counts(0, 0)) // no table
-	kernel = map[ruleset.Family]map[string]uint64{ruleset.IPv4: counts(5, 7), ruleset.IPv6: counts(1, 2)}
+	kernel.counters = map[routes.Family]routes.Counters{routes.IPv4: counts(5, 7), routes.IPv6: counts(1, 2)}
 	check(counts(5, 7), counts(1, 2))
 	check(counts(5, 7), counts(1, 2))
-	kernel[ruleset.IPv4] = counts(3, 0) // made anew
+	kernel.counters[routes.IPv4] = counts(3, 0) // made anew
 	check(counts(8, 7), counts(1, 2))
-	kernel[ruleset.IPv4] = counts(4, 9)
+	kernel.counters[routes.IPv4] = counts(4, 9)
 	check(counts(9, 16), counts(1, 2))
-	delete(kernel, ruleset.IPv6) // deleted
+	delete(kernel.counters, routes.IPv6) // deleted
 	check(counts(9, 16), counts(1, 2))
-	kernel[ruleset.IPv6] = counts(1, 1)
+	kernel.counters[routes.IPv6] = counts(1, 1)
 	check(counts(9, 16), counts(2, 3))
 
 	// Without an answer the last ones stand, and the other metrics are there.
-	broken = errors.New("no netlink")
-	answer := kernel
-	kernel = nil
+	kernel.broken = errors.New("no netlink")
 	check(counts(9, 16), counts(2, 3))
-	kernel, broken = answer, nil
+	kernel.broken = nil
 	check(counts(9, 16), counts(2, 3))
 }
 
@@ -75,7 +67,7 @@ func TestMetricsOfANodeAreClean(t *testing.T) {
 	}
 	n := &node{cfg: Config{Kubeconfig: kubeconfig}, log: zap.NewNop(), registry: prometheus.NewRegistry()}
 	n.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		&packets{read: func() (map[ruleset.Family]map[string]uint64, error) { return nil, nil }, last: map[series]uint64{}})
+		newPackets(&fakeKernel{}))
 	n.reconciler = newReconciler(n.cfg, &fakeKernel{changed: func() {}}, (&fakeMachine{}).look, newMetrics(n.registry), n.log)
 	if err := n.build(); err != nil {
 		t.Fatal(err)

@@ -22,7 +22,6 @@ import (
 
 	"github.com/iam4kube/iam4kube/internal/auxserver"
 	"github.com/iam4kube/iam4kube/internal/ip2service/backends"
-	"github.com/iam4kube/iam4kube/internal/ip2service/nftables"
 	"github.com/iam4kube/iam4kube/internal/kube"
 	"github.com/iam4kube/iam4kube/internal/logging"
 )
@@ -47,11 +46,10 @@ type node struct {
 
 // runNode keeps the node's rules until ctx ends. The guard is in before the API server
 // is asked for the first time, and at the end everything stays as it is.
-func runNode(ctx context.Context, cfg Config, log *zap.Logger) error {
+func runNode(ctx context.Context, cfg Config, kernel dataPath, log *zap.Logger) error {
 	n := &node{cfg: cfg, log: log, registry: prometheus.NewRegistry()}
 	n.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	kernel := nftables.Kernel{}
-	n.registry.MustRegister(&packets{read: kernel.Packets, last: map[series]uint64{}, base: map[series]uint64{}})
+	n.registry.MustRegister(newPackets(kernel))
 	n.reconciler = newReconciler(cfg, kernel, lookAtHost, newMetrics(n.registry), log)
 	n.reconciler.reconcile() // an error is repeated by Run
 	if err := n.build(); err != nil {
@@ -125,7 +123,7 @@ func (n *node) endpointSlices(client rest.Interface) kube.Resource[*discoveryv1.
 }
 
 // watchKernel triggers the reconciler when somebody changed the rules.
-func (n *node) watchKernel(kernel nftables.Kernel) func(context.Context) error {
+func (n *node) watchKernel(kernel dataPath) func(context.Context) error {
 	return func(ctx context.Context) error {
 		for ctx.Err() == nil {
 			if err := kernel.Watch(ctx, n.reconciler.Trigger); err != nil {

@@ -9,19 +9,15 @@ import (
 
 	"go.uber.org/zap"
 
-	"github.com/iam4kube/iam4kube/internal/ip2service/nftables"
 	"github.com/iam4kube/iam4kube/internal/ip2service/probe"
-	"github.com/iam4kube/iam4kube/internal/ip2service/ruleset"
+	"github.com/iam4kube/iam4kube/internal/ip2service/routes"
 	"github.com/iam4kube/iam4kube/internal/logging"
 )
 
 // runPod puts the rules in and asks whether the way is open, so that the pod's own first
 // call finds it so.
-func runPod(ctx context.Context, cfg Config, log *zap.Logger) error {
-	rules := ruleset.Build(ruleset.Routes{
-		Hooks: ruleset.Pod, Intercept: cfg.Intercept, New: cfg.To, Live: cfg.To,
-	})
-	if _, err := (nftables.Kernel{}).Sync(rules); err != nil {
+func runPod(ctx context.Context, cfg Config, kernel dataPath, log *zap.Logger) error {
+	if _, err := kernel.Sync(cfg.podRoutes()); err != nil {
 		return err
 	}
 	log.Info("the rules are in")
@@ -53,18 +49,21 @@ func runPod(ctx context.Context, cfg Config, log *zap.Logger) error {
 	return nil
 }
 
+func (c Config) podRoutes() routes.Routes {
+	return routes.Routes{Hooks: routes.Pod, Intercept: c.Intercept, New: c.To, Live: c.To}
+}
+
 // probes ask by each family that the pod has an address of and that leads somewhere.
 func (c Config) probes(podIPs []netip.Addr) []probe.Probe {
 	var probes []probe.Probe
-	for _, family := range ruleset.Families {
-		other := func(a netip.AddrPort) bool { return ruleset.FamilyOf(a.Addr()) != family }
-		to, intercepted := slices.DeleteFunc(slices.Clone(c.To), other), slices.DeleteFunc(slices.Clone(c.Intercept), other)
-		of := func(a netip.Addr) bool { return ruleset.FamilyOf(a) == family }
-		if len(to) == 0 || len(intercepted) == 0 || !slices.ContainsFunc(podIPs, of) {
+	for _, family := range routes.Families {
+		r := c.podRoutes().Of(family)
+		ofFamily := func(a netip.Addr) bool { return routes.FamilyOf(a) == family }
+		if len(r.New) == 0 || len(r.Intercept) == 0 || !slices.ContainsFunc(podIPs, ofFamily) {
 			continue
 		}
 		probes = append(probes, probe.Probe{
-			Address: intercepted[0], Behind: to, PodIPs: podIPs, Wait: c.Wait, Timeout: c.ProbeTimeout,
+			Address: r.Intercept[0], Behind: r.New, PodIPs: podIPs, Wait: c.Wait, Timeout: c.ProbeTimeout,
 		})
 	}
 	return probes

@@ -13,6 +13,6 @@ import (
 // what is put into every pod has no client for the API server, and is a third of the size.
 var Modes = []string{ModePod}
 
-func runNode(context.Context, Config, *zap.Logger) error {
+func runNode(context.Context, Config, dataPath, *zap.Logger) error {
 	return errors.New("this build has no mode node")
 }

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"math/rand/v2"
 	"net/netip"
-	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -16,7 +15,7 @@ import (
 
 	"github.com/iam4kube/iam4kube/internal/ip2service/backends"
 	"github.com/iam4kube/iam4kube/internal/ip2service/host"
-	"github.com/iam4kube/iam4kube/internal/ip2service/ruleset"
+	"github.com/iam4kube/iam4kube/internal/ip2service/routes"
 	"github.com/iam4kube/iam4kube/internal/logging"
 )
 
@@ -39,15 +38,10 @@ const (
 
 var errNotSynced = errors.New("the first list of EndpointSlices has not arrived")
 
-// kernel is nftables.Kernel.
-type kernel interface {
-	Sync(ruleset.Ruleset) (changed bool, err error)
-}
-
 // machine is what is known of the host.
 type machine interface {
 	Owns(netip.Addr) bool
-	Unserved(ruleset.Family) error
+	Unserved(routes.Family) error
 	BPF() []string
 }
 
@@ -56,7 +50,7 @@ func lookAtHost() (machine, error) { return host.Look() }
 // reconciler keeps the kernel's rules what endpoints and flags say.
 type reconciler struct {
 	cfg     Config
-	kernel  kernel
+	kernel  dataPath
 	look    func() (machine, error)
 	set     *backends.Set
 	log     *zap.Logger
@@ -67,7 +61,7 @@ type reconciler struct {
 	inSync chan struct{}
 
 	// Of the last run, for the one goroutine of Run.
-	applied  ruleset.Ruleset // nil: unknown what is in the kernel
+	applied  *routes.Routes // nil: unknown what is in the kernel
 	live     []netip.AddrPort
 	leaving  map[netip.AddrPort]time.Time // when they left
 	failures int
@@ -87,9 +81,9 @@ type told struct {
 	err       string
 }
 
-func newReconciler(cfg Config, k kernel, look func() (machine, error), m *metrics, log *zap.Logger) *reconciler {
+func newReconciler(cfg Config, kernel dataPath, look func() (machine, error), m *metrics, log *zap.Logger) *reconciler {
 	r := &reconciler{
-		cfg: cfg, kernel: k, look: look, log: log, metrics: m,
+		cfg: cfg, kernel: kernel, look: look, log: log, metrics: m,
 		due: make(chan struct{}, 1), inSync: make(chan struct{}), leaving: map[netip.AddrPort]time.Time{}, err: errNotSynced,
 	}
 	r.set = &backends.Set{Changed: r.Trigger}
@@ -139,7 +133,7 @@ func (r *reconciler) reconcile() (pause time.Duration, patient bool) {
 	if err != nil {
 		// Endpoints cannot be judged, so those of before stay. The guard has to be in.
 		r.applied = nil
-		_, syncErr := r.sync(r.build(nil, nil, false))
+		_, syncErr := r.sync(r.routes(nil, nil, false))
 		return r.failed(errors.Join(err, syncErr)), false
 	}
 	endpoints, known := r.set.Endpoints()
@@ -151,14 +145,14 @@ func (r *reconciler) reconcile() (pause time.Duration, patient bool) {
 
 	fresh, live := backends.Select(endpoints)
 	live, next := r.leave(live, now)
-	rules := r.build(fresh, live, known)
-	foreign := reflect.DeepEqual(rules, r.applied)
-	changed, err := r.sync(rules)
+	want := r.routes(fresh, live, known)
+	foreign := r.applied != nil && r.applied.Equal(want)
+	changed, err := r.sync(want)
 	if err != nil {
 		r.applied = nil
 		return r.failed(err), false
 	}
-	r.applied, r.failures = rules, 0
+	r.applied, r.failures = &want, 0
 	r.metrics.synced(now)
 	if known && !closed(r.inSync) {
 		close(r.inSync)
@@ -170,19 +164,17 @@ func (r *reconciler) reconcile() (pause time.Duration, patient bool) {
 	return next, false
 }
 
-func (r *reconciler) sync(rules ruleset.Ruleset) (changed bool, err error) {
+func (r *reconciler) sync(want routes.Routes) (changed bool, err error) {
 	start := time.Now()
-	changed, err = r.kernel.Sync(rules)
+	changed, err = r.kernel.Sync(want)
 	if changed || err != nil {
 		r.metrics.applied(err, time.Since(start))
 	}
 	return changed, err
 }
 
-func (r *reconciler) build(fresh, live []netip.AddrPort, known bool) ruleset.Ruleset {
-	return ruleset.Build(ruleset.Routes{
-		Hooks: ruleset.Node, Intercept: r.cfg.Intercept, New: fresh, Live: live, Unknown: !known,
-	})
+func (r *reconciler) routes(fresh, live []netip.AddrPort, known bool) routes.Routes {
+	return routes.Routes{Hooks: routes.Node, Intercept: r.cfg.Intercept, New: fresh, Live: live, Unknown: !known}
 }
 
 // leave adds to the live endpoints those that left a moment ago, and says when the first
@@ -225,8 +217,8 @@ func (r *reconciler) judge(known bool, host machine, live []netip.AddrPort) {
 	err := errNotSynced
 	if known {
 		err = nil
-		for _, family := range ruleset.Families {
-			concerned := family == ruleset.IPv4 || slices.ContainsFunc(live, func(e netip.AddrPort) bool { return ruleset.FamilyOf(e.Addr()) == family })
+		for _, family := range routes.Families {
+			concerned := family == routes.IPv4 || slices.ContainsFunc(live, func(e netip.AddrPort) bool { return routes.FamilyOf(e.Addr()) == family })
 			if concerned {
 				err = errors.Join(err, host.Unserved(family))
 			}

@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"github.com/iam4kube/iam4kube/internal/ip2service/backends"
-	"github.com/iam4kube/iam4kube/internal/ip2service/ruleset"
+	"github.com/iam4kube/iam4kube/internal/ip2service/routes"
 )
 
 var errKernel = errors.New("the kernel is out of order")
@@ -40,11 +40,11 @@ func TestGuardComesBeforeTheEndpoints(t *testing.T) {
 	t.Run("after an earlier run", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			b := newRig()
-			earlier := ruleset.Routes{
-				Hooks: ruleset.Node, Intercept: b.cfg.Intercept,
+			earlier := routes.Routes{
+				Hooks: routes.Node, Intercept: b.cfg.Intercept,
 				New: []netip.AddrPort{netip.MustParseAddrPort(one)}, Live: []netip.AddrPort{netip.MustParseAddrPort(one)},
 			}
-			b.kernel.rules = ruleset.Build(earlier)
+			b.kernel.there = &earlier
 			b.reconcile()
 			b.wantRules(t, []string{one}, []string{one})
 			b.wantErr(t, errNotSynced)
@@ -219,7 +219,7 @@ func TestFightIsDamped(t *testing.T) {
 		b.kernel.takeSyncs()
 		b.kernel.setRival(func() {
 			if len(b.kernel.syncs) < 1000 { // or the test would never end
-				b.kernel.rules = nil
+				b.kernel.there = nil
 			}
 		})
 		b.kernel.flush(true)
@@ -333,16 +333,16 @@ func TestReadinessSaysWhyPodsAreNotServed(t *testing.T) {
 		b.wantErr(t, nil)
 		bridge4, bridge6 := errors.New("IPv4 bridge"), errors.New("IPv6 bridge")
 		for name, c := range map[string]struct {
-			unserved  map[ruleset.Family]error
+			unserved  map[routes.Family]error
 			endpoints []string
 			want      error
 		}{
 			"healthy":                             {nil, []string{"ready " + one, "ready " + six}, nil},
-			"IPv4":                                {map[ruleset.Family]error{ruleset.IPv4: bridge4}, []string{"ready " + one}, bridge4},
-			"IPv4 without endpoints":              {map[ruleset.Family]error{ruleset.IPv4: bridge4}, nil, bridge4},
-			"IPv6":                                {map[ruleset.Family]error{ruleset.IPv6: bridge6}, []string{"ready " + one, "ready " + six}, bridge6},
-			"IPv6 without endpoints of IPv6":      {map[ruleset.Family]error{ruleset.IPv6: bridge6}, []string{"ready " + one}, nil},
-			"IPv6 with one that is not ready yet": {map[ruleset.Family]error{ruleset.IPv6: bridge6}, []string{"not-ready " + six}, bridge6},
+			"IPv4":                                {map[routes.Family]error{routes.IPv4: bridge4}, []string{"ready " + one}, bridge4},
+			"IPv4 without endpoints":              {map[routes.Family]error{routes.IPv4: bridge4}, nil, bridge4},
+			"IPv6":                                {map[routes.Family]error{routes.IPv6: bridge6}, []string{"ready " + one, "ready " + six}, bridge6},
+			"IPv6 without endpoints of IPv6":      {map[routes.Family]error{routes.IPv6: bridge6}, []string{"ready " + one}, nil},
+			"IPv6 with one that is not ready yet": {map[routes.Family]error{routes.IPv6: bridge6}, []string{"not-ready " + six}, bridge6},
 		} {
 			b.machine.change(func() { b.machine.unserved = c.unserved })
 			b.list(c.endpoints...)
@@ -351,7 +351,7 @@ func TestReadinessSaysWhyPodsAreNotServed(t *testing.T) {
 				t.Errorf("%s: %v, want %v", name, err, c.want)
 			}
 		}
-		b.machine.change(func() { b.machine.unserved = map[ruleset.Family]error{ruleset.IPv4: bridge4} })
+		b.machine.change(func() { b.machine.unserved = map[routes.Family]error{routes.IPv4: bridge4} })
 		advance(resync)
 		b.wantErr(t, bridge4)
 		b.machine.change(func() { b.machine.unserved = nil })
@@ -462,7 +462,7 @@ func TestRunEndsWithItsContext(t *testing.T) {
 	for name, prepare := range map[string]func(b *rig){
 		"for changes":      func(*rig) {},
 		"to repeat":        func(b *rig) { b.kernel.fail(errKernel, nil) },
-		"during a fight":   func(b *rig) { b.kernel.setRival(func() { b.kernel.rules = b.kernel.rules[:1] }) },
+		"during a fight":   func(b *rig) { b.kernel.setRival(func() { b.kernel.there = &routes.Routes{Intercept: intercept[:1]} }) },
 		"for one to leave": func(b *rig) { b.set.Replace(nil) },
 	} {
 		t.Run(name, func(t *testing.T) {

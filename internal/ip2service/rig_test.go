@@ -5,6 +5,7 @@ package ip2service
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -19,47 +20,41 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/iam4kube/iam4kube/internal/ip2service/backends"
-	"github.com/iam4kube/iam4kube/internal/ip2service/ruleset"
+	"github.com/iam4kube/iam4kube/internal/ip2service/routes"
 )
 
-// fakeKernel behaves as nftables.Kernel does with one program that watches it, and fails
-// when the test says so, before or after the effect, which the real one does not. What
-// the real one does with rules is tested in test/rules.
+// fakeKernel is a dataPath that one program watches, and fails when the test says so,
+// before or after the effect, which the real one does not. What the real one does with
+// routes is tested in test/rules.
 type fakeKernel struct {
-	// changed is told of each change, also of those by Sync, as nftables.Kernel.Watch does.
+	// changed is told of each change, also of those by Sync, once Watch has set it.
 	changed func()
 
 	mu    sync.Mutex
-	rules ruleset.Ruleset
-	// rival changes the rules after each change by Sync, as a program that watches too.
+	there *routes.Routes // nil: nothing
+	// rival changes what is there after each change by Sync, as a program that watches too.
 	rival         func()
 	before, after error
 	syncs         []time.Time
+	counters      map[routes.Family]routes.Counters
+	broken        error // what Counters and Remove fail with
+	watch         error // what Watch fails with
 }
 
-// Sync implements kernel.
-func (k *fakeKernel) Sync(want ruleset.Ruleset) (changed bool, err error) {
+// Sync implements dataPath.
+func (k *fakeKernel) Sync(want routes.Routes) (changed bool, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.syncs = append(k.syncs, time.Now())
 	if k.before != nil {
 		return false, k.before
 	}
-	rules := make(ruleset.Ruleset, 0, len(want))
-	for i, table := range want {
-		table.Chains = slices.Clone(table.Chains)
-		for j, c := range table.Chains {
-			if c.Keep && len(k.rules) > 0 {
-				same := func(have ruleset.Chain) bool { return have.Name == c.Name }
-				if there := slices.IndexFunc(k.rules[i].Chains, same); there >= 0 {
-					table.Chains[j] = k.rules[i].Chains[there]
-				}
-			}
-		}
-		rules = append(rules, table)
+	if want.Unknown && k.there != nil {
+		want.New, want.Live = k.there.New, k.there.Live
 	}
-	if text(rules) != text(k.rules) {
-		k.rules, changed = rules, true
+	want.Unknown = false // it is of no effect any more
+	if k.there == nil || !k.there.Equal(want) {
+		k.there, changed = &want, true
 		k.changed()
 		if k.rival != nil {
 			k.rival()
@@ -69,33 +64,62 @@ func (k *fakeKernel) Sync(want ruleset.Ruleset) (changed bool, err error) {
 	return changed && k.after == nil, k.after
 }
 
+// Watch implements dataPath.
+func (k *fakeKernel) Watch(ctx context.Context, changed func()) error {
+	k.mu.Lock()
+	err := k.watch
+	if err == nil {
+		k.changed = changed
+	}
+	k.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	changed()
+	<-ctx.Done()
+	return nil
+}
+
+// Counters implements dataPath.
+func (k *fakeKernel) Counters() (map[routes.Family]routes.Counters, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.broken != nil {
+		return nil, k.broken
+	}
+	return k.counters, nil
+}
+
+// Remove implements dataPath.
+func (k *fakeKernel) Remove() (removed bool, err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.broken != nil {
+		return false, k.broken
+	}
+	removed, k.there = k.there != nil, nil
+	return removed, nil
+}
+
 // flush is what somebody else does, without a word if nobody is told.
 func (k *fakeKernel) flush(told bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.rules = nil
+	k.there = nil
 	if told {
 		k.changed()
 	}
 }
 
-// spoilGuard takes the guard's rules away and leaves the rest.
+// spoilGuard takes the guard away and leaves the endpoints.
 func (k *fakeKernel) spoilGuard() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	for i, table := range k.rules {
-		chains := slices.Clone(table.Chains)
-		for j := range chains {
-			if chains[j].Hook != "" {
-				chains[j].Rules = nil
-			}
-		}
-		k.rules[i].Chains = chains
-	}
+	k.there = &routes.Routes{New: k.there.New, Live: k.there.Live}
 	k.changed()
 }
 
-// setRival lets another program want other rules, or no more.
+// setRival lets another program want something else, or no more.
 func (k *fakeKernel) setRival(change func()) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -109,10 +133,17 @@ func (k *fakeKernel) fail(before, after error) {
 	k.before, k.after = before, after
 }
 
+// failWatch makes Watch fail from now on; nil ends it.
+func (k *fakeKernel) failWatch(err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.watch = err
+}
+
 func (k *fakeKernel) text() string {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return text(k.rules)
+	return text(k.there)
 }
 
 // takeSyncs are the times of the calls since it was last called.
@@ -124,12 +155,11 @@ func (k *fakeKernel) takeSyncs() []time.Time {
 	return taken
 }
 
-func text(rules ruleset.Ruleset) string {
-	var b strings.Builder
-	for _, table := range rules {
-		b.WriteString(table.String())
+func text(there *routes.Routes) string {
+	if there == nil {
+		return ""
 	}
-	return b.String()
+	return fmt.Sprintf("%+v", *there)
 }
 
 // fakeMachine is a node with all that a real one cannot be made to have.
@@ -137,7 +167,7 @@ type fakeMachine struct {
 	mu       sync.Mutex
 	err      error
 	owns     []netip.Addr
-	unserved map[ruleset.Family]error
+	unserved map[routes.Family]error
 	bpf      []string
 }
 
@@ -157,13 +187,13 @@ func (m *fakeMachine) look() (machine, error) {
 func (m *fakeMachine) Owns(a netip.Addr) bool { return slices.Contains(m.owns, a) }
 
 // Unserved implements machine.
-func (m *fakeMachine) Unserved(family ruleset.Family) error { return m.unserved[family] }
+func (m *fakeMachine) Unserved(family routes.Family) error { return m.unserved[family] }
 
 // BPF implements machine.
 func (m *fakeMachine) BPF() []string { return m.bpf }
 
 // intercept is what the flags say by default.
-var intercept = []netip.AddrPort{netip.AddrPortFrom(ruleset.MetadataIPv4, 80), netip.AddrPortFrom(ruleset.MetadataIPv6, 80)}
+var intercept = []netip.AddrPort{netip.AddrPortFrom(routes.MetadataIPv4, 80), netip.AddrPortFrom(routes.MetadataIPv6, 80)}
 
 // rig is a reconciler on the fakes.
 type rig struct {
@@ -225,7 +255,7 @@ func (b *rig) list(endpoints ...string) {
 	synctest.Wait()
 }
 
-// routed is the text of the rules that lead to the new endpoints and let the live ones be.
+// routed is the text of the routes that lead to the new endpoints and let the live ones be.
 func routed(fresh, live []string) string {
 	parse := func(all []string) (addresses []netip.AddrPort) {
 		for _, a := range all {
@@ -233,9 +263,7 @@ func routed(fresh, live []string) string {
 		}
 		return addresses
 	}
-	return text(ruleset.Build(ruleset.Routes{
-		Hooks: ruleset.Node, Intercept: intercept, New: parse(fresh), Live: parse(live),
-	}))
+	return text(&routes.Routes{Hooks: routes.Node, Intercept: intercept, New: parse(fresh), Live: parse(live)})
 }
 
 func (b *rig) wantRules(t *testing.T, fresh, live []string) {

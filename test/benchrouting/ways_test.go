@@ -8,10 +8,10 @@ import (
 	"strings"
 
 	"github.com/iam4kube/iam4kube/internal/ip2service/nftables"
-	"github.com/iam4kube/iam4kube/internal/ip2service/ruleset"
+	"github.com/iam4kube/iam4kube/internal/ip2service/routes"
 )
 
-var intercepted = netip.AddrPortFrom(ruleset.MetadataIPv4, 80)
+var intercepted = netip.AddrPortFrom(routes.MetadataIPv4, 80)
 
 // way is how a pod's connections get to an endpoint.
 type way struct {
@@ -71,10 +71,10 @@ func syncAnew(to []netip.AddrPort) error { return sync(to, true) }
 func syncSame(to []netip.AddrPort) error { return sync(to, false) }
 
 func sync(to []netip.AddrPort, want bool) error {
-	changed, err := nftables.Kernel{}.Sync(ruleset.Build(ruleset.Routes{
-		Hooks: ruleset.Node, New: to, Live: to,
-		Intercept: []netip.AddrPort{intercepted, netip.AddrPortFrom(ruleset.MetadataIPv6, intercepted.Port())},
-	}))
+	changed, err := nftables.Kernel{}.Sync(routes.Routes{
+		Hooks: routes.Node, New: to, Live: to,
+		Intercept: []netip.AddrPort{intercepted, netip.AddrPortFrom(routes.MetadataIPv6, intercepted.Port())},
+	})
 	if err == nil && changed != want {
 		err = fmt.Errorf("changed: %v", changed)
 	}

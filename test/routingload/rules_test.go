@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/iam4kube/iam4kube/internal/ip2service/routes"
 	"github.com/iam4kube/iam4kube/internal/ip2service/ruleset"
 	"github.com/iam4kube/iam4kube/test/environment"
 	"github.com/iam4kube/iam4kube/test/node"
@@ -120,9 +121,9 @@ func wanted(fresh, live []netip.Addr) string {
 		return ends
 	}
 	var text strings.Builder
-	for _, table := range ruleset.Build(ruleset.Routes{
-		Hooks: ruleset.Node, New: ports(fresh), Live: ports(live),
-		Intercept: []netip.AddrPort{netip.AddrPortFrom(ruleset.MetadataIPv4, 80), netip.AddrPortFrom(ruleset.MetadataIPv6, 80)},
+	for _, table := range ruleset.Build(routes.Routes{
+		Hooks: routes.Node, New: ports(fresh), Live: ports(live),
+		Intercept: []netip.AddrPort{netip.AddrPortFrom(routes.MetadataIPv4, 80), netip.AddrPortFrom(routes.MetadataIPv6, 80)},
 	}) {
 		text.WriteString(table.String())
 	}

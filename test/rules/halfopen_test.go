@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/iam4kube/iam4kube/internal/ip2service/nftables"
+	"github.com/iam4kube/iam4kube/internal/ip2service/routes"
 	"github.com/iam4kube/iam4kube/internal/ip2service/ruleset"
 	"github.com/iam4kube/iam4kube/test/netns"
 	"github.com/iam4kube/iam4kube/test/node"
@@ -18,20 +20,20 @@ func TestHalfOpenConnectionLeavesADeadEndpoint(t *testing.T) {
 	noTables(t)
 	pod := addPlace(t, "pod", "10.244.0.2", "fd00:10:244::2")
 	live := addPlace(t, "live", "10.244.1.2", "fd00:10:244:1::2")
-	live.serve(t, []uint16{8080}, live.addresses[ruleset.IPv4], live.addresses[ruleset.IPv6])
+	live.serve(t, []uint16{8080}, live.addresses[routes.IPv4], live.addresses[routes.IPv6])
 	dead := netns.AddPod(t, "10.244.1.3", "fd00:10:244:1::3")
 	if output, err := dead.Run(t.Context(), "nft", "add table inet dead; add chain inet dead input { type filter hook input priority 0; }; add rule inet dead input meta l4proto tcp drop"); err != nil {
 		t.Fatalf("%v: %s", err, output)
 	}
 	deadAddresses := byFamily("10.244.1.3", "fd00:10:244:1::3")
-	for _, family := range ruleset.Families {
+	for _, family := range routes.Families {
 		t.Run(string(family), func(t *testing.T) {
 			to, gone := netip.AddrPortFrom(live.addresses[family], 8080), netip.AddrPortFrom(deadAddresses[family], 8080)
-			routes := ruleset.Routes{
-				Hooks: ruleset.Node, Intercept: []netip.AddrPort{netip.AddrPortFrom(metadata[family], 80)},
+			want := routes.Routes{
+				Hooks: routes.Node, Intercept: []netip.AddrPort{netip.AddrPortFrom(metadata[family], 80)},
 				New: []netip.AddrPort{gone}, Live: []netip.AddrPort{to, gone},
 			}
-			if _, err := kernel.Sync(ruleset.Build(routes)); err != nil {
+			if _, err := kernel.Sync(want); err != nil {
 				t.Fatal(err)
 			}
 			before, _ := counted(t)
@@ -46,8 +48,8 @@ func TestHalfOpenConnectionLeavesADeadEndpoint(t *testing.T) {
 			for now := before; now == before; now, _ = counted(t) {
 				runtime.Gosched() // until its first packet was led to the dead endpoint
 			}
-			routes.New = []netip.AddrPort{to}
-			if _, err := kernel.Sync(ruleset.Build(routes)); err != nil {
+			want.New = []netip.AddrPort{to}
+			if _, err := kernel.Sync(want); err != nil {
 				t.Fatal(err)
 			}
 			start := time.Now()
@@ -63,16 +65,25 @@ func TestHalfOpenConnectionLeavesADeadEndpoint(t *testing.T) {
 func TestRulesWithoutHalfOpen(t *testing.T) {
 	noTables(t)
 	for _, g := range goldens(t) {
-		wantSync(t, g.rules.WithoutHalfOpen(), true)
+		without := ruleset.Build(g.routes).WithoutHalfOpen()
+		wantTransact(t, without, true)
 		if text := node.NFT(t, "list", "ruleset"); strings.Contains(text, ruleset.HalfOpen) {
 			t.Fatalf("%s: %s", g.name, text)
 		}
-		wantSync(t, g.rules.WithoutHalfOpen(), false)
-		if _, err := kernel.Sync(g.rules); err != nil {
+		wantTransact(t, without, false)
+		if _, err := kernel.Sync(g.routes); err != nil {
 			t.Fatal(err)
 		}
 		if g.name != "node-unknown" {
 			wantText(t, g)
 		}
+	}
+}
+
+func wantTransact(t *testing.T, rules ruleset.Ruleset, wantChanged bool) {
+	t.Helper()
+	changed, err := nftables.Transact(rules)
+	if err != nil || changed != wantChanged {
+		t.Fatalf("Transact: changed %v, %v, want %v", changed, err, wantChanged)
 	}
 }

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/iam4kube/iam4kube/internal/ip2service/host"
-	"github.com/iam4kube/iam4kube/internal/ip2service/ruleset"
+	"github.com/iam4kube/iam4kube/internal/ip2service/routes"
 	"github.com/iam4kube/iam4kube/test/netns"
 )
 
@@ -97,7 +97,7 @@ func TestBridgeOfPodsNeedsNetfilterOnIt(t *testing.T) {
 	for name, c := range map[string]struct {
 		links    []string
 		settings map[string]string
-		unserved map[ruleset.Family]bool
+		unserved map[routes.Family]bool
 	}{
 		"seen by netfilter": {
 			slices.Concat(bridge, port, ipv4, ipv6), map[string]string{"bridge-nf-call-iptables": "1", "bridge-nf-call-ip6tables": "1"}, nil,
@@ -105,22 +105,22 @@ func TestBridgeOfPodsNeedsNetfilterOnIt(t *testing.T) {
 		"not seen": {
 			slices.Concat(bridge, port, ipv4, ipv6),
 			map[string]string{"bridge-nf-call-iptables": "0", "bridge-nf-call-ip6tables": "0"},
-			map[ruleset.Family]bool{ruleset.IPv4: true, ruleset.IPv6: true},
+			map[routes.Family]bool{routes.IPv4: true, routes.IPv6: true},
 		},
 		"not seen by IPv6": {
 			slices.Concat(bridge, port, ipv4, ipv6),
 			map[string]string{"bridge-nf-call-iptables": "1", "bridge-nf-call-ip6tables": "0"},
-			map[ruleset.Family]bool{ruleset.IPv6: true},
+			map[routes.Family]bool{routes.IPv6: true},
 		},
 		"gateway of IPv4 alone": {
 			slices.Concat(bridge, port, ipv4),
 			map[string]string{"bridge-nf-call-iptables": "0", "bridge-nf-call-ip6tables": "0"},
-			map[ruleset.Family]bool{ruleset.IPv4: true},
+			map[routes.Family]bool{routes.IPv4: true},
 		},
 		"not a gateway":   {slices.Concat(bridge, port), map[string]string{"bridge-nf-call-iptables": "0"}, nil},
 		"without ports":   {slices.Concat(bridge, ipv4), map[string]string{"bridge-nf-call-iptables": "0"}, nil},
 		"no bridge":       {nil, map[string]string{"bridge-nf-call-iptables": "0"}, nil},
-		"no br_netfilter": {slices.Concat(bridge, port, ipv4), nil, map[ruleset.Family]bool{ruleset.IPv4: true}},
+		"no br_netfilter": {slices.Concat(bridge, port, ipv4), nil, map[routes.Family]bool{routes.IPv4: true}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			inHost(t, c.links, func() {
@@ -139,10 +139,10 @@ func TestBridgeOfPodsNeedsNetfilterOnIt(t *testing.T) {
 	}
 }
 
-func checkUnserved(t *testing.T, want map[ruleset.Family]bool, because string) {
+func checkUnserved(t *testing.T, want map[routes.Family]bool, because string) {
 	t.Helper()
 	h := look(t)
-	for family, setting := range map[ruleset.Family]string{ruleset.IPv4: "bridge-nf-call-iptables", ruleset.IPv6: "bridge-nf-call-ip6tables"} {
+	for family, setting := range map[routes.Family]string{routes.IPv4: "bridge-nf-call-iptables", routes.IPv6: "bridge-nf-call-ip6tables"} {
 		err := h.Unserved(family)
 		if (err != nil) != want[family] {
 			t.Errorf("%s: %v, want an error: %v", family, err, want[family])

@@ -11,7 +11,7 @@ import (
 	"testing"
 
 	"github.com/iam4kube/iam4kube/internal/ip2service/nftables"
-	"github.com/iam4kube/iam4kube/internal/ip2service/ruleset"
+	"github.com/iam4kube/iam4kube/internal/ip2service/routes"
 	"github.com/iam4kube/iam4kube/test/netns"
 	"github.com/iam4kube/iam4kube/test/node"
 )
@@ -20,17 +20,17 @@ func TestMain(m *testing.M) { netns.Main(m, nil) }
 
 var kernel nftables.Kernel
 
-// golden is one of the golden files of package ruleset: rules, and the text of each table.
+// golden is one of the golden files of package ruleset: routes, and the text of each table.
 type golden struct {
-	name  string
-	rules ruleset.Ruleset
-	texts map[ruleset.Family]string
+	name   string
+	routes routes.Routes
+	texts  map[routes.Family]string
 }
 
-func (g golden) text() string { return g.texts[ruleset.IPv4] + g.texts[ruleset.IPv6] }
+func (g golden) text() string { return g.texts[routes.IPv4] + g.texts[routes.IPv6] }
 
-// goldens are all of them. They are read from the files, not built: what Build makes of
-// the routes is the golden files' own test.
+// goldens are all of them. The texts are read from the files, not built: what Build makes
+// of the routes is the golden files' own test.
 func goldens(t *testing.T) (all []golden) {
 	t.Helper()
 	const folder = "../../internal/ip2service/ruleset/testdata/"
@@ -55,22 +55,18 @@ func readGolden(t *testing.T, path string) golden {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var in struct {
-		Hooks string
-		ruleset.Routes
-	}
-	if err := json.Unmarshal(content, &in); err != nil {
+	var want routes.Routes
+	if err := json.Unmarshal(content, &want); err != nil {
 		t.Fatal(err)
 	}
-	in.Routes.Hooks = map[string]ruleset.Hooks{"node": ruleset.Node, "pod": ruleset.Pod}[in.Hooks]
 	text, err := os.ReadFile(path + ".nft")
 	if err != nil {
 		t.Fatal(err)
 	}
 	ipv4, ipv6, _ := strings.Cut(string(text), "table ip6 ")
 	return golden{
-		filepath.Base(path), ruleset.Build(in.Routes),
-		map[ruleset.Family]string{ruleset.IPv4: ipv4, ruleset.IPv6: "table ip6 " + ipv6},
+		filepath.Base(path), want,
+		map[routes.Family]string{routes.IPv4: ipv4, routes.IPv6: "table ip6 " + ipv6},
 	}
 }
 
@@ -81,10 +77,10 @@ func noTables(t *testing.T) {
 	t.Cleanup(func() { node.NFT(t, "flush", "ruleset") })
 }
 
-// wantSync brings the rules into the kernel and checks what Sync says.
-func wantSync(t *testing.T, rules ruleset.Ruleset, wantChanged bool) {
+// wantSync brings the routes into the kernel and checks what Sync says.
+func wantSync(t *testing.T, want routes.Routes, wantChanged bool) {
 	t.Helper()
-	changed, err := kernel.Sync(rules)
+	changed, err := kernel.Sync(want)
 	if err != nil || changed != wantChanged {
 		t.Fatalf("Sync: changed %v, %v, want %v", changed, err, wantChanged)
 	}

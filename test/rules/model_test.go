@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/iam4kube/iam4kube/internal/ip2service/routes"
 	"github.com/iam4kube/iam4kube/internal/ip2service/ruleset"
 )
 
@@ -23,7 +24,7 @@ type packet struct {
 	original netip.Addr
 }
 
-func (p packet) family() ruleset.Family { return ruleset.FamilyOf(p.source) }
+func (p packet) family() routes.Family { return routes.FamilyOf(p.source) }
 
 // outcome is what becomes of a packet.
 type outcome struct {

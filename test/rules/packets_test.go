@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/iam4kube/iam4kube/internal/ip2service/routes"
 	"github.com/iam4kube/iam4kube/internal/ip2service/ruleset"
 	"github.com/iam4kube/iam4kube/test/netns"
 	"github.com/iam4kube/iam4kube/test/node"
@@ -28,7 +29,7 @@ var (
 	// beyond are addresses on the far side that are not the metadata service's.
 	beyond = byFamily("192.0.2.7", "2001:db8:7::7")
 	// metadata are the metadata service's.
-	metadata = map[ruleset.Family]netip.Addr{ruleset.IPv4: ruleset.MetadataIPv4, ruleset.IPv6: ruleset.MetadataIPv6}
+	metadata = map[routes.Family]netip.Addr{routes.IPv4: routes.MetadataIPv4, routes.IPv6: routes.MetadataIPv6}
 )
 
 // TestKernelAndModelAgree plays random histories: rules, those of other tables beside them,
@@ -79,7 +80,7 @@ type history struct {
 	filter    filter
 	foreign   string // the other table, in nft's language
 	open      []*connection
-	routes    ruleset.Routes
+	routes    routes.Routes
 	onNode    bool   // they have the hooks of a node
 	port      uint16 // that most addresses are intercepted at
 	seen      map[string]int
@@ -102,11 +103,11 @@ func newHistory(t *testing.T) *history {
 	}
 	for i := range 3 {
 		e := addPlace(t, fmt.Sprint("endpoint", i), fmt.Sprintf("10.244.1.%d", i+2), fmt.Sprintf("fd00:10:244:1::%d", i+2))
-		e.serve(t, ports, e.addresses[ruleset.IPv4], e.addresses[ruleset.IPv6])
+		e.serve(t, ports, e.addresses[routes.IPv4], e.addresses[routes.IPv6])
 		h.endpoints = append(h.endpoints, e)
 	}
 	h.host.allowPing(t)
-	h.host.serve(t, ports, h.host.addresses[ruleset.IPv4], h.host.addresses[ruleset.IPv6])
+	h.host.serve(t, ports, h.host.addresses[routes.IPv4], h.host.addresses[routes.IPv6])
 	// The kernel sends few ICMP errors a second to one host.
 	for _, limit := range []string{"ipv4/icmp_ratelimit", "ipv6/icmp/ratelimit"} {
 		if err := os.WriteFile("/proc/sys/net/"+limit, []byte("0"), 0); err != nil {
@@ -114,10 +115,10 @@ func newHistory(t *testing.T) *history {
 		}
 	}
 	far := &place{name: "far side", do: h.far.Do}
-	for _, family := range ruleset.Families {
+	for _, family := range routes.Families {
 		h.filter.local[h.host.addresses[family]] = true
 		command := strings.Fields(fmt.Sprintf("address add %s/%d dev lo", beyond[family], beyond[family].BitLen()))
-		if family == ruleset.IPv6 {
+		if family == routes.IPv6 {
 			command = append(command, "nodad")
 		}
 		if output, err := h.far.Run(t.Context(), "ip", command...); err != nil {
@@ -183,7 +184,7 @@ func (h *history) openBeforeTheRules(t *testing.T) {
 	}
 }
 
-func (h *history) anyFamily() ruleset.Family { return ruleset.Families[h.IntN(len(ruleset.Families))] }
+func (h *history) anyFamily() routes.Family { return routes.Families[h.IntN(len(routes.Families))] }
 
 // changeForeign makes another table, or none, with some rule that is in the way of ours.
 func (h *history) changeForeign(t *testing.T) {
@@ -240,15 +241,15 @@ func (h *history) changeForeign(t *testing.T) {
 // changeRules makes ours.
 func (h *history) changeRules(t *testing.T) {
 	t.Helper()
-	r := ruleset.Routes{Hooks: ruleset.Node}
+	r := routes.Routes{Hooks: routes.Node}
 	h.port = 80
 	if h.onNode = h.IntN(10) >= 3; !h.onNode {
-		r.Hooks = ruleset.Pod
+		r.Hooks = routes.Pod
 	}
 	if h.IntN(10) < 3 {
 		h.port = 8080
 	}
-	for _, family := range ruleset.Families {
+	for _, family := range routes.Families {
 		if h.IntN(10) < 8 {
 			r.Intercept = append(r.Intercept, netip.AddrPortFrom(metadata[family], h.port))
 		}
@@ -274,7 +275,7 @@ func (h *history) changeRules(t *testing.T) {
 	}
 	h.Shuffle(len(r.Intercept), func(i, j int) { r.Intercept[i], r.Intercept[j] = r.Intercept[j], r.Intercept[i] })
 	h.routes, h.filter.ours = r, ruleset.Build(r)
-	if _, err := kernel.Sync(h.filter.ours); err != nil {
+	if _, err := kernel.Sync(r); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -330,10 +331,10 @@ func (h *history) checkPromise(t *testing.T, from *place, to netip.Addr, have ou
 	if from == h.host && h.onNode {
 		return // the host's own traffic is let be
 	}
-	if !h.onNode && have.leadsTo(h.host.addresses[ruleset.FamilyOf(to)]) {
+	if !h.onNode && have.leadsTo(h.host.addresses[routes.FamilyOf(to)]) {
 		return // as is what another table leads to the pod itself
 	}
-	guarded := []netip.Addr{ruleset.MetadataIPv4, ruleset.MetadataIPv6}
+	guarded := []netip.Addr{routes.MetadataIPv4, routes.MetadataIPv6}
 	for _, i := range h.routes.Intercept {
 		guarded = append(guarded, i.Addr())
 	}
@@ -346,7 +347,7 @@ func (h *history) checkPromise(t *testing.T, from *place, to netip.Addr, have ou
 // later sends a packet over a connection that is open.
 func (h *history) later(t *testing.T, c *connection) (end string) {
 	t.Helper()
-	p := packet{source: c.from.addresses[ruleset.FamilyOf(c.to.Addr())], destination: c.to.Addr(), tcp: true, port: c.to.Port()}
+	p := packet{source: c.from.addresses[routes.FamilyOf(c.to.Addr())], destination: c.to.Addr(), tcp: true, port: c.to.Port()}
 	tracked := p
 	tracked.original, tracked.destination, tracked.port = c.to.Addr(), c.current.Addr(), c.current.Port()
 	possible := []packet{tracked}
@@ -390,13 +391,13 @@ func (h *history) fail(t *testing.T, text string) {
 // counted are the kernel's counters of both families.
 func counted(t *testing.T) (translated, rejected uint64) {
 	t.Helper()
-	packets, err := kernel.Packets()
+	counters, err := kernel.Counters()
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, family := range ruleset.Families {
-		translated += packets[family][ruleset.Translated]
-		rejected += packets[family][ruleset.Rejected]
+	for _, family := range routes.Families {
+		translated += counters[family].Translated
+		rejected += counters[family].Rejected
 	}
 	return translated, rejected
 }

@@ -16,7 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/iam4kube/iam4kube/internal/ip2service/ruleset"
+	"github.com/iam4kube/iam4kube/internal/ip2service/routes"
 	"github.com/iam4kube/iam4kube/test/netns"
 )
 
@@ -29,7 +29,7 @@ type place struct {
 	name string
 	do   func(func() error) error
 	// addresses are where its packets come from, by family.
-	addresses map[ruleset.Family]netip.Addr
+	addresses map[routes.Family]netip.Addr
 }
 
 func hostPlace() *place {
@@ -43,8 +43,8 @@ func addPlace(t *testing.T, name, ipv4, ipv6 string) *place {
 	return p
 }
 
-func byFamily(ipv4, ipv6 string) map[ruleset.Family]netip.Addr {
-	return map[ruleset.Family]netip.Addr{ruleset.IPv4: netip.MustParseAddr(ipv4), ruleset.IPv6: netip.MustParseAddr(ipv6)}
+func byFamily(ipv4, ipv6 string) map[routes.Family]netip.Addr {
+	return map[routes.Family]netip.Addr{routes.IPv4: netip.MustParseAddr(ipv4), routes.IPv6: netip.MustParseAddr(ipv6)}
 }
 
 func (p *place) allowPing(t *testing.T) {
@@ -73,7 +73,7 @@ func (p *place) serve(t *testing.T, ports []uint16, addresses ...netip.Addr) {
 				}
 				t.Cleanup(func() { packets.Close() })
 				go echo(packets)
-				if p.name == "far side" && port == 80 && (a == ruleset.MetadataIPv4 || a == ruleset.MetadataIPv6) {
+				if p.name == "far side" && port == 80 && (a == routes.MetadataIPv4 || a == routes.MetadataIPv6) {
 					return nil // netns.FarSide has this one
 				}
 				listener, err := (&net.ListenConfig{KeepAlive: -1}).Listen(t.Context(), "tcp", at)
@@ -152,7 +152,7 @@ func (c *connection) ask() (end string) {
 		_ = raw.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_QUICKACK, 1) })
 	}
 	if string(body) == netns.NodeRole {
-		return "to " + netip.AddrPortFrom(metadata[ruleset.FamilyOf(c.to.Addr())], 80).String()
+		return "to " + netip.AddrPortFrom(metadata[routes.FamilyOf(c.to.Addr())], 80).String()
 	}
 	return c.from.answered(string(body))
 }
@@ -170,7 +170,7 @@ func (p *place) answered(answer string) (end string) {
 		at, _ = netip.ParseAddrPort(fields[0])
 		from, _ = netip.ParseAddrPort(fields[1])
 	}
-	if at.IsValid() && from.Addr() == p.addresses[ruleset.FamilyOf(at.Addr())] {
+	if at.IsValid() && from.Addr() == p.addresses[routes.FamilyOf(at.Addr())] {
 		return "to " + at.String()
 	}
 	return fmt.Sprintf("answered %q", answer)

@@ -7,7 +7,7 @@ import (
 
 	nft "github.com/google/nftables"
 
-	"github.com/iam4kube/iam4kube/internal/ip2service/nftables"
+	"github.com/iam4kube/iam4kube/internal/ip2service/routes"
 	"github.com/iam4kube/iam4kube/internal/ip2service/ruleset"
 	"github.com/iam4kube/iam4kube/test/node"
 )
@@ -62,18 +62,18 @@ func TestForeignChangesArePutRight(t *testing.T) {
 	for name, change := range foreignChanges {
 		t.Run(name, func(t *testing.T) {
 			noTables(t)
-			wantSync(t, want.rules, true)
+			wantSync(t, want.routes, true)
 			node.NFT(t, change)
 			if list(t) == want.text() {
 				t.Fatal("nothing was changed")
 			}
-			wantSync(t, want.rules, true)
-			for _, family := range ruleset.Families { // the order of the tables may be another one
+			wantSync(t, want.routes, true)
+			for _, family := range routes.Families { // the order of the tables may be another one
 				if have := node.NFT(t, "--numeric-priority", "list", "table", string(family), ruleset.TableName); have != want.texts[family] {
 					t.Errorf("the rules were not put right:\n%s", have)
 				}
 			}
-			wantSync(t, want.rules, false)
+			wantSync(t, want.routes, false)
 		})
 	}
 }
@@ -84,8 +84,8 @@ func TestEndpointsOfAnEarlierRunStay(t *testing.T) {
 	unknown, earlier := goldenOf(t, "node-unknown"), goldenOf(t, "node-dual-3")
 	t.Run("guard as it was", func(t *testing.T) {
 		noTables(t)
-		wantSync(t, earlier.rules, true)
-		wantSync(t, unknown.rules, false)
+		wantSync(t, earlier.routes, true)
+		wantSync(t, unknown.routes, false)
 		wantText(t, earlier)
 	})
 	for name, change := range map[string]string{
@@ -102,10 +102,10 @@ func TestEndpointsOfAnEarlierRunStay(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			noTables(t)
-			wantSync(t, earlier.rules, true)
+			wantSync(t, earlier.routes, true)
 			node.NFT(t, change)
-			wantSync(t, unknown.rules, true)
-			for _, family := range ruleset.Families {
+			wantSync(t, unknown.routes, true)
+			for _, family := range routes.Families {
 				if have := node.NFT(t, "--numeric-priority", "list", "table", string(family), ruleset.TableName); have != earlier.texts[family] {
 					t.Errorf("the guard was not put right around the endpoints:\n%s", have)
 				}
@@ -114,19 +114,19 @@ func TestEndpointsOfAnEarlierRunStay(t *testing.T) {
 	}
 	t.Run("one family without endpoints", func(t *testing.T) {
 		noTables(t)
-		wantSync(t, earlier.rules, true)
+		wantSync(t, earlier.routes, true)
 		node.NFT(t, "delete table ip6 iam4kube")
-		wantSync(t, unknown.rules, true)
-		if have := list(t); have != earlier.texts[ruleset.IPv4]+unknown.texts[ruleset.IPv6] {
+		wantSync(t, unknown.routes, true)
+		if have := list(t); have != earlier.texts[routes.IPv4]+unknown.texts[routes.IPv6] {
 			t.Errorf("want the earlier endpoints of IPv4, and none of IPv6:\n%s", have)
 		}
 	})
 	t.Run("until the endpoints are known", func(t *testing.T) {
 		noTables(t)
-		wantSync(t, earlier.rules, true)
-		wantSync(t, unknown.rules, false)
+		wantSync(t, earlier.routes, true)
+		wantSync(t, unknown.routes, false)
 		none := goldenOf(t, "node-dual-0")
-		wantSync(t, none.rules, true)
+		wantSync(t, none.routes, true)
 		wantText(t, none)
 	})
 }
@@ -178,7 +178,7 @@ table bridge iam4kube {
 	check := func() {
 		t.Helper()
 		text := list(t)
-		for _, family := range ruleset.Families {
+		for _, family := range routes.Families {
 			if table := "table " + string(family) + " " + ruleset.TableName + " {"; strings.Contains(text, table) {
 				text = strings.Replace(text, node.NFT(t, "--numeric-priority", "list", "table", string(family), ruleset.TableName), "", 1)
 			}
@@ -189,7 +189,7 @@ table bridge iam4kube {
 	}
 	check()
 	for _, name := range []string{"node-dual-0", "node-dual-3", "pod-dual-1", "node-unknown"} {
-		if _, err := kernel.Sync(goldenOf(t, name).rules); err != nil {
+		if _, err := kernel.Sync(goldenOf(t, name).routes); err != nil {
 			t.Fatal(err)
 		}
 		check()
@@ -228,10 +228,10 @@ func TestOwnedTableIsTakenOverWhenItsOwnerEnds(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := list(t)
-	if changed, err := kernel.Sync(want.rules); changed || !errors.Is(err, nftables.ErrOwned) {
+	if changed, err := kernel.Sync(want.routes); changed || !errors.Is(err, routes.ErrOwned) {
 		t.Errorf("while it is owned: changed %v, %v", changed, err)
 	}
-	if removed, err := kernel.Remove(); removed || !errors.Is(err, nftables.ErrOwned) {
+	if removed, err := kernel.Remove(); removed || !errors.Is(err, routes.ErrOwned) {
 		t.Errorf("while it is owned: removed %v, %v", removed, err)
 	}
 	if after := list(t); after != before {
@@ -240,6 +240,6 @@ func TestOwnedTableIsTakenOverWhenItsOwnerEnds(t *testing.T) {
 	if err := conn.CloseLasting(); err != nil {
 		t.Fatal(err)
 	}
-	wantSync(t, want.rules, true)
+	wantSync(t, want.routes, true)
 	wantText(t, want)
 }

@@ -1,6 +1,6 @@
 // Package backends knows the endpoints of a Service from its EndpointSlices: which of
 // them get new connections and which may keep those that they have. It owns what
-// the conditions of an endpoint mean; rules are made of its answer in package ruleset.
+// the conditions of an endpoint mean; routes are made of its answer in package ip2service.
 package backends
 
 import (

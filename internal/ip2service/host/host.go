@@ -14,7 +14,7 @@ import (
 	"github.com/jsimonetti/rtnetlink/v2"
 	"github.com/mdlayher/netlink"
 
-	"github.com/iam4kube/iam4kube/internal/ip2service/ruleset"
+	"github.com/iam4kube/iam4kube/internal/ip2service/routes"
 )
 
 // Host is what was seen.
@@ -22,7 +22,7 @@ type Host struct {
 	addresses map[netip.Addr]bool
 	// podBridges are bridges that pods are attached to and that have an address in this
 	// family, which makes them the pods' gateway.
-	podBridges map[ruleset.Family][]string
+	podBridges map[routes.Family][]string
 	bpf        []string
 }
 
@@ -41,7 +41,7 @@ func Look() (*Host, error) {
 	if err != nil {
 		return nil, fmt.Errorf("rtnetlink: list addresses: %w", err)
 	}
-	h := &Host{addresses: map[netip.Addr]bool{}, podBridges: map[ruleset.Family][]string{}}
+	h := &Host{addresses: map[netip.Addr]bool{}, podBridges: map[routes.Family][]string{}}
 	bridges := podBridges(links)
 	for _, a := range addresses {
 		if a.Attributes == nil {
@@ -58,7 +58,7 @@ func Look() (*Host, error) {
 		}
 		ip = ip.Unmap()
 		h.addresses[ip] = true
-		family := ruleset.FamilyOf(ip)
+		family := routes.FamilyOf(ip)
 		if name := bridges[a.Index]; name != "" && !ip.IsLinkLocalUnicast() && !slices.Contains(h.podBridges[family], name) {
 			h.podBridges[family] = append(h.podBridges[family], name)
 		}
@@ -111,12 +111,12 @@ func (h *Host) Owns(a netip.Addr) bool {
 // On a bridge, an endpoint's answer to a pod on the same bridge does not come by the
 // host's IP layer, so the translation is not undone and the pod waits for ever, unless
 // the bridge lets netfilter see what it forwards.
-func (h *Host) Unserved(family ruleset.Family) error {
+func (h *Host) Unserved(family routes.Family) error {
 	bridges := h.podBridges[family]
 	if len(bridges) == 0 {
 		return nil
 	}
-	setting := map[ruleset.Family]string{ruleset.IPv4: "bridge-nf-call-iptables", ruleset.IPv6: "bridge-nf-call-ip6tables"}[family]
+	setting := map[routes.Family]string{routes.IPv4: "bridge-nf-call-iptables", routes.IPv6: "bridge-nf-call-ip6tables"}[family]
 	value, err := os.ReadFile("/proc/sys/net/bridge/" + setting)
 	if err == nil && strings.TrimSpace(string(value)) != "0" {
 		return nil

@@ -12,6 +12,7 @@ import (
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
+	"github.com/iam4kube/iam4kube/internal/ip2service/routes"
 	"github.com/iam4kube/iam4kube/internal/ip2service/ruleset"
 )
 
@@ -31,14 +32,14 @@ type address struct {
 	protocol            uint32
 }
 
-var addresses = map[ruleset.Family]address{
-	ruleset.IPv4: {12, 16, expr.CtKeyDSTIP, unix.NFPROTO_IPV4},
-	ruleset.IPv6: {8, 24, expr.CtKeyDSTIP6, unix.NFPROTO_IPV6},
+var addresses = map[routes.Family]address{
+	routes.IPv4: {12, 16, expr.CtKeyDSTIP, unix.NFPROTO_IPV4},
+	routes.IPv6: {8, 24, expr.CtKeyDSTIP6, unix.NFPROTO_IPV6},
 }
 
 // expressions are what the kernel's rule machine executes for the rule, in the order in
 // which nft lists them.
-func expressions(family ruleset.Family, r ruleset.Rule) []expr.Any {
+func expressions(family routes.Family, r ruleset.Rule) []expr.Any {
 	of := addresses[family]
 	var e []expr.Any
 	if r.NotLoopback {
@@ -129,7 +130,7 @@ func verdict(of address, r ruleset.Rule) []expr.Any {
 
 // same says that the kernel's rules are these. Both are compared in the form that
 // netlink has for them.
-func same(family ruleset.Family, have []*nft.Rule, want [][]expr.Any) bool {
+func same(family routes.Family, have []*nft.Rule, want [][]expr.Any) bool {
 	return slices.EqualFunc(have, want, func(rule *nft.Rule, want []expr.Any) bool {
 		return slices.EqualFunc(rule.Exprs, want, func(a, b expr.Any) bool {
 			first, err := expr.Marshal(byte(addresses[family].protocol), a)

@@ -1,6 +1,7 @@
-// Package nftables brings a ruleset into the kernel by netlink and tells when somebody
-// else changed it. It owns the transaction: what is there is read, and if it is not what
-// is wanted, one batch makes it so. What the rules mean is in package ruleset.
+// Package nftables is the data path through netfilter: it brings routes into the kernel by
+// netlink and tells when somebody else changed them there. It owns the transaction: what
+// is there is read, and if it is not what is wanted, one batch makes it so. What the rules
+// are, and mean, is in package ruleset.
 //
 // Our tables have no owner flag, which would keep other processes from changing them: a
 // table that an owner left behind is listed by nft before 1.1 in a form that it cannot
@@ -17,29 +18,33 @@ import (
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
+	"github.com/iam4kube/iam4kube/internal/ip2service/routes"
 	"github.com/iam4kube/iam4kube/internal/ip2service/ruleset"
 )
 
 // Kernel is the nftables of the network namespace that it is used in.
 type Kernel struct{}
 
-var families = map[ruleset.Family]nft.TableFamily{
-	ruleset.IPv4: nft.TableFamilyIPv4,
-	ruleset.IPv6: nft.TableFamilyIPv6,
+var families = map[routes.Family]nft.TableFamily{
+	routes.IPv4: nft.TableFamilyIPv4,
+	routes.IPv6: nft.TableFamilyIPv6,
 }
 
-// Sync makes the kernel's tables those of the ruleset, in one transaction: at every
-// moment a packet meets either all old or all new rules. It says whether anything had
-// to be changed. On an error nothing was. Kernels without ruleset.HalfOpen get the rest.
-func (Kernel) Sync(want ruleset.Ruleset) (changed bool, err error) {
-	changed, err = transact(want)
-	if errors.Is(err, ErrMissing) {
-		return transact(want.WithoutHalfOpen())
+// Sync makes the kernel's tables those of the routes. On an error nothing was changed.
+// Kernels without ruleset.HalfOpen get the rest.
+func (Kernel) Sync(want routes.Routes) (changed bool, err error) {
+	rules := ruleset.Build(want)
+	changed, err = Transact(rules)
+	if errors.Is(err, routes.ErrUnsupported) {
+		return Transact(rules.WithoutHalfOpen())
 	}
 	return changed, err
 }
 
-func transact(want ruleset.Ruleset) (changed bool, err error) {
+// Transact makes the kernel's tables those of the ruleset, in one transaction: at every
+// moment a packet meets either all old or all new rules. It says whether anything had
+// to be changed. On an error nothing was.
+func Transact(want ruleset.Ruleset) (changed bool, err error) {
 	conn, err := nft.New(nft.AsLasting())
 	if err != nil {
 		return false, explain("open", err)
@@ -47,7 +52,7 @@ func transact(want ruleset.Ruleset) (changed bool, err error) {
 	defer func() { _ = conn.CloseLasting() }()
 	var owner uint32
 	for _, table := range want {
-		if table.Family == ruleset.IPv6 && !ipv6() {
+		if table.Family == routes.IPv6 && !ipv6() {
 			continue
 		}
 		have, err := read(conn, table)
@@ -201,7 +206,7 @@ func selfContained(r *nft.Rule) bool {
 	})
 }
 
-func tableOf(family ruleset.Family) *nft.Table {
+func tableOf(family routes.Family) *nft.Table {
 	return &nft.Table{Family: families[family], Name: ruleset.TableName}
 }
 
@@ -267,29 +272,28 @@ func (Kernel) Remove() (removed bool, err error) {
 	return removed && err == nil, explain("remove", err)
 }
 
-// Packets are the values of a family's counters by name. They begin anew with the table.
-func (Kernel) Packets() (map[ruleset.Family]map[string]uint64, error) {
+// Counters are those of the tables that there are. They begin anew with the table.
+func (Kernel) Counters() (map[routes.Family]routes.Counters, error) {
 	conn, err := nft.New(nft.AsLasting())
 	if err != nil {
 		return nil, explain("open", err)
 	}
 	defer func() { _ = conn.CloseLasting() }()
-	packets := map[ruleset.Family]map[string]uint64{}
-	for _, family := range ruleset.Families {
-		for _, name := range ruleset.Counters {
+	counters := map[routes.Family]routes.Counters{}
+	for _, family := range routes.Families {
+		var of routes.Counters
+		for name, value := range map[string]*uint64{ruleset.Translated: &of.Translated, ruleset.Rejected: &of.Rejected} {
 			object, err := conn.GetObject(&nft.CounterObj{Table: tableOf(family), Name: name})
 			if errors.Is(err, unix.ENOENT) {
 				continue
 			} else if err != nil {
 				return nil, explain("read", err)
 			}
-			if packets[family] == nil {
-				packets[family] = map[string]uint64{}
-			}
 			if counter, ok := object.(*nft.CounterObj); ok {
-				packets[family][name] = counter.Packets
+				*value = counter.Packets
 			}
+			counters[family] = of
 		}
 	}
-	return packets, nil
+	return counters, nil
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/iam4kube/iam4kube/internal/ip2service/routes"
 	"github.com/iam4kube/iam4kube/internal/ip2service/ruleset"
 )
 
@@ -17,13 +18,13 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 		cause  unix.Errno
 		reason error // nil: the kernel's own text has to do
 	}{
-		{unix.EPERM, ErrPermission},
-		{unix.EACCES, ErrPermission},
-		{unix.EPROTONOSUPPORT, ErrMissing}, // no nf_tables
-		{unix.ENOENT, ErrMissing},          // no numgen
-		{unix.EOPNOTSUPP, ErrMissing},
-		{unix.EINVAL, ErrMissing},
-		{unix.EAFNOSUPPORT, ErrMissing},
+		{unix.EPERM, routes.ErrPermission},
+		{unix.EACCES, routes.ErrPermission},
+		{unix.EPROTONOSUPPORT, routes.ErrUnsupported}, // no nf_tables
+		{unix.ENOENT, routes.ErrUnsupported},          // no numgen
+		{unix.EOPNOTSUPP, routes.ErrUnsupported},
+		{unix.EINVAL, routes.ErrUnsupported},
+		{unix.EAFNOSUPPORT, routes.ErrUnsupported},
 		{unix.EBUSY, nil},
 		{unix.ENOBUFS, nil},
 	} {
@@ -32,7 +33,7 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 		if !errors.Is(err, c.cause) {
 			t.Errorf("%v does not hold its cause %v", err, c.cause)
 		}
-		for _, reason := range []error{ErrPermission, ErrMissing, ErrOwned} {
+		for _, reason := range []error{routes.ErrPermission, routes.ErrUnsupported, routes.ErrOwned} {
 			if errors.Is(err, reason) != errors.Is(c.reason, reason) {
 				t.Errorf("%v: %v", c.cause, err)
 			}

@@ -1,7 +1,6 @@
-// Package ruleset says in netfilter's terms what ip2service wants of the kernel: the
-// routes that are wanted become chains and rules by a pure function. It owns what the
-// rules are and why; how they get into the kernel is package nftables, and which
-// endpoints there are package backends.
+// Package ruleset says in netfilter's terms what package routes says in those of every
+// data path: the routes that are wanted become chains and rules by a pure function. It
+// owns what the rules are and why; how they get into the kernel is package nftables.
 package ruleset
 
 import (
@@ -10,32 +9,13 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"github.com/iam4kube/iam4kube/internal/ip2service/routes"
 )
 
 // TableName is the name of our tables, one in each of the families ip and ip6. No other
 // table is ever read or changed.
 const TableName = "iam4kube"
-
-// Family is that of a table; the values are nft's keywords.
-type Family string
-
-// The families with a table of ours. Tables per family, because NAT in family inet needs
-// Linux 5.2.
-const (
-	IPv4 Family = "ip"
-	IPv6 Family = "ip6"
-)
-
-// Families are all of them.
-var Families = []Family{IPv4, IPv6}
-
-// FamilyOf is the family of an address.
-func FamilyOf(a netip.Addr) Family {
-	if a.Is4() {
-		return IPv4
-	}
-	return IPv6
-}
 
 // Hook is where a base chain is attached; the values are nft's keywords.
 type Hook string
@@ -92,12 +72,13 @@ const (
 	HalfOpenSeconds = 1
 )
 
-// Ruleset is the tables that are wanted, one for each family.
+// Ruleset is the tables that are wanted, one for each family, because NAT in family inet
+// needs Linux 5.2.
 type Ruleset []Table
 
 // Table is the table TableName of one family. It has all Counters.
 type Table struct {
-	Family Family
+	Family routes.Family
 	// HalfOpen says that it has the object of that name.
 	HalfOpen bool
 	Chains   []Chain
@@ -210,7 +191,7 @@ func (t Table) String() string {
 	return b.String()
 }
 
-func (r Rule) text(f Family) string {
+func (r Rule) text(f routes.Family) string {
 	var words []string
 	add := func(format string, a ...any) { words = append(words, fmt.Sprintf(format, a...)) }
 	if r.NotLoopback {

@@ -7,27 +7,14 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/iam4kube/iam4kube/internal/ip2service/routes"
 )
 
 var update = flag.Bool("update", false, "write testdata/*.nft anew")
 
-// golden is a testdata/*.json: the routes in, whose rules are in the .nft beside it. The
-// tests of test/rules bring the same files into a kernel.
-type golden struct {
-	Hooks string
-	Routes
-}
-
-func (g golden) routes(t *testing.T) Routes {
-	t.Helper()
-	hooks, ok := map[string]Hooks{"node": Node, "pod": Pod}[g.Hooks]
-	if !ok {
-		t.Fatalf("hooks %q", g.Hooks)
-	}
-	g.Routes.Hooks = hooks
-	return g.Routes
-}
-
+// A testdata/*.json is routes, whose rules are in the .nft beside it. The tests of
+// test/rules bring the same files into a kernel.
 func TestRulesAreTheGoldenFiles(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.json")
 	if err != nil || len(files) < 20 {
@@ -39,12 +26,12 @@ func TestRulesAreTheGoldenFiles(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			var g golden
-			if err := json.Unmarshal(content, &g); err != nil {
+			var r routes.Routes
+			if err := json.Unmarshal(content, &r); err != nil {
 				t.Fatal(err)
 			}
 			var text strings.Builder
-			for _, table := range Build(g.routes(t)) {
+			for _, table := range Build(r) {
 				text.WriteString(table.String())
 			}
 			nft := strings.TrimSuffix(file, ".json") + ".nft"

@@ -17,12 +17,12 @@ import (
 // not run: it would change the rules of the machine.
 func runRefused(t *testing.T, arguments ...string) (code int, stdout, stderr string) {
 	t.Helper()
-	if _, _, _, err := parse(arguments, io.Discard); err == nil {
+	if _, _, err := command.Parse(arguments, io.Discard); err == nil {
 		t.Errorf("%q is accepted", arguments)
 		return 0, "", ""
 	}
 	var out, errs bytes.Buffer
-	code = run(t.Context(), arguments, &out, &errs)
+	code = command.Start(t.Context(), arguments, &out, &errs)
 	return code, out.String(), errs.String()
 }
 
@@ -172,9 +172,9 @@ func TestFlagsBecomeTheConfig(t *testing.T) {
 	} {
 		t.Run(fmt.Sprintf("%q", tc.arguments), func(t *testing.T) {
 			t.Setenv("NODE_NAME", "")
-			cfg, level, encoding, err := parse(tc.arguments, io.Discard)
-			if err != nil || level != "info" || encoding != "json" {
-				t.Fatalf("%s, %s, %v", level, encoding, err)
+			cfg, log, err := command.Parse(tc.arguments, io.Discard)
+			if err != nil || log.Level != "info" || log.Encoding != "json" {
+				t.Fatalf("%s, %s, %v", log.Level, log.Encoding, err)
 			}
 			if !reflect.DeepEqual(cfg, tc.want) {
 				t.Errorf("got %+v, want %+v", cfg, tc.want)
@@ -186,7 +186,7 @@ func TestFlagsBecomeTheConfig(t *testing.T) {
 // The downward API gives the name, so that manifests need no flag for it.
 func TestNodeNameComesFromTheEnvironment(t *testing.T) {
 	t.Setenv("NODE_NAME", "node-1")
-	cfg, _, _, err := parse([]string{"--startup-taint", "iam4kube.io/not-ready"}, io.Discard)
+	cfg, _, err := command.Parse([]string{"--startup-taint", "iam4kube.io/not-ready"}, io.Discard)
 	if err != nil || cfg.NodeName != "node-1" {
 		t.Errorf("got %q, %v", cfg.NodeName, err)
 	}
@@ -196,7 +196,7 @@ func TestHelp(t *testing.T) {
 	t.Setenv("NODE_NAME", "")
 	for _, argument := range []string{"--help", "-help", "-h"} {
 		var stdout, stderr bytes.Buffer
-		if code := run(t.Context(), []string{argument}, &stdout, &stderr); code != 0 || stderr.Len() > 0 {
+		if code := command.Start(t.Context(), []string{argument}, &stdout, &stderr); code != 0 || stderr.Len() > 0 {
 			t.Errorf("%s: exit %d, stderr %q", argument, code, stderr.String())
 		}
 		// The names and defaults that manifests and users rely on.

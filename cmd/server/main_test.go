@@ -17,7 +17,7 @@ func runWith(t *testing.T, arguments ...string) (code int, stdout, stderr string
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	var out, errs bytes.Buffer
-	code = run(ctx, arguments, &out, &errs)
+	code = command.Start(ctx, arguments, &out, &errs)
 	if ctx.Err() != nil {
 		t.Fatalf("%q: it started: %s", arguments, errs.String())
 	}

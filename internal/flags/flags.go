@@ -21,13 +21,20 @@ import (
 // Set is the flags of a program.
 type Set struct {
 	flags *flag.FlagSet
+	only  []only
+}
+
+// only is flags that mean something with one value of another flag.
+type only struct {
+	names       []string
+	flag, value string
 }
 
 // New returns an empty Set.
 func New(program string) *Set {
 	fs := flag.NewFlagSet(program, flag.ContinueOnError)
 	fs.SetOutput(io.Discard) // Parse's error is the only line
-	return &Set{fs}
+	return &Set{flags: fs}
 }
 
 // ErrHelp is returned by Parse when help was asked for and printed.
@@ -44,6 +51,26 @@ func (s *Set) Parse(arguments []string, help io.Writer) error {
 		return s.explain(err)
 	case s.flags.NArg() > 0:
 		return fmt.Errorf("unexpected argument %q, only flags are accepted (a switch is set as in --name=false)", s.flags.Arg(0))
+	}
+	return s.contradiction()
+}
+
+// Only makes Parse refuse these flags unless another flag has this value.
+func (s *Set) Only(flag, value string, names ...string) {
+	s.only = append(s.only, only{names, flag, value})
+}
+
+func (s *Set) contradiction() error {
+	for _, o := range s.only {
+		value := s.flags.Lookup(o.flag).Value.String()
+		if value == o.value {
+			continue
+		}
+		for _, name := range o.names {
+			if s.Given(name) {
+				return fmt.Errorf("--%s means nothing with --%s %s", name, o.flag, value)
+			}
+		}
 	}
 	return nil
 }
@@ -157,6 +184,17 @@ func addList[T any](s *Set, target *[]T, name, initial, want string, parse func(
 	s.flags.Var(l, name, usage)
 }
 
+// Port adds a flag that accepts the number of a TCP port.
+func (s *Set) Port(target *uint16, name, initial, usage string) {
+	add(s, &value[uint16]{target: target, parse: func(text string) (uint16, error) {
+		n, err := strconv.ParseUint(text, 10, 16)
+		if err != nil || n == 0 {
+			return 0, wantNumber(1, math.MaxUint16)
+		}
+		return uint16(n), nil
+	}}, name, initial, usage)
+}
+
 // IPs adds a flag that accepts IP addresses, and may be repeated.
 func (s *Set) IPs(target *[]netip.Addr, name, initial, usage string) {
 	addList(s, target, name, initial, "want an IP address, such as 169.254.169.254 or fd00:ec2::254", func(text string) (netip.Addr, error) {
@@ -241,10 +279,14 @@ func (s *Set) Int(target *int, name, initial string, least, most int, usage stri
 	add(s, &value[int]{target: target, parse: func(text string) (int, error) {
 		n, err := strconv.Atoi(text)
 		if err != nil || n < least || n > most {
-			return 0, fmt.Errorf("want a whole number from %d to %d", least, most)
+			return 0, wantNumber(least, most)
 		}
 		return n, nil
 	}}, name, initial, usage)
+}
+
+func wantNumber(least, most int) error {
+	return fmt.Errorf("want a whole number from %d to %d", least, most)
 }
 
 // Float adds a flag that accepts a number from least to most.

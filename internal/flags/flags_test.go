@@ -22,6 +22,7 @@ type program struct {
 	number                    int
 	rate                      float64
 	on, off                   bool
+	port                      uint16
 	ips                       []netip.Addr
 	to                        []netip.AddrPort
 }
@@ -37,6 +38,7 @@ func newProgram() *program {
 	p.set.Float(&p.rate, "rate", "10", 0.5, 1000, "a rate")
 	p.set.Bool(&p.on, "on", "true", "a switch")
 	p.set.Bool(&p.off, "off", "false", "a switch")
+	p.set.Port(&p.port, "port", "80", "a port")
 	p.set.IPs(&p.ips, "ip", "192.0.2.1,2001:db8::1", "addresses")
 	p.set.AddrPorts(&p.to, "to", "", "addresses with a port")
 	return p
@@ -54,7 +56,7 @@ func TestDefaults(t *testing.T) {
 	got := *p
 	got.set = nil
 	want := program{
-		text: "initial", choice: "a", where: ":8080", duration: 15 * time.Second, number: 20, rate: 10, on: true,
+		text: "initial", choice: "a", where: ":8080", duration: 15 * time.Second, number: 20, rate: 10, on: true, port: 80,
 		ips: []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")},
 	}
 	if !reflect.DeepEqual(got, want) {
@@ -87,6 +89,8 @@ func TestAccepted(t *testing.T) {
 		{"number", "100", func(p *program) bool { return p.number == 100 }},
 		{"rate", "0.5", func(p *program) bool { return p.rate == 0.5 }},
 		{"rate", "1e3", func(p *program) bool { return p.rate == 1000 }},
+		{"port", "1", func(p *program) bool { return p.port == 1 }},
+		{"port", "65535", func(p *program) bool { return p.port == 65535 }},
 		{"ip", "169.254.169.254", func(p *program) bool { return fmt.Sprint(p.ips) == "[169.254.169.254]" }},
 		{"ip", "fd00:EC2:0::254,10.0.0.1", func(p *program) bool { return fmt.Sprint(p.ips) == "[fd00:ec2::254 10.0.0.1]" }},
 		{"ip", "", func(p *program) bool { return len(p.ips) == 0 }},
@@ -139,6 +143,28 @@ func TestGiven(t *testing.T) {
 	}
 }
 
+// A flag of another mode is a mistake of whoever gave it, whatever its value.
+func TestOnly(t *testing.T) {
+	for _, tc := range []struct {
+		arguments []string
+		want      string
+	}{
+		{[]string{"--number=7"}, ""},
+		{[]string{"--choice=b", "--text=x"}, ""},
+		{[]string{"--choice=b"}, ""},
+		{[]string{"--text=x"}, "--text means nothing with --choice a"},
+		{[]string{"--text=initial", "--choice=a"}, "--text means nothing with --choice a"},
+		{[]string{"--choice=b", "--number=20"}, "--number means nothing with --choice b"},
+	} {
+		p := newProgram()
+		p.set.Only("choice", "a", "number", "rate")
+		p.set.Only("choice", "b", "text")
+		if err := p.parse(tc.arguments...); fmt.Sprint(err) != tc.want && (err != nil || tc.want != "") {
+			t.Errorf("%q: got %v, want %s", tc.arguments, err, tc.want)
+		}
+	}
+}
+
 // What is wrong names the flag and says what it accepts.
 func TestRefused(t *testing.T) {
 	for _, tc := range []struct {
@@ -170,6 +196,9 @@ func TestRefused(t *testing.T) {
 		{[]string{"--rate=0.4"}, []string{"rate", "from 0.5 to 1000"}},
 		{[]string{"--rate=NaN"}, []string{"rate", "from 0.5 to 1000"}},
 		{[]string{"--rate=Inf"}, []string{"rate", "from 0.5 to 1000"}},
+		{[]string{"--port=0"}, []string{"port", "whole number from 1 to 65535"}},
+		{[]string{"--port=65536"}, []string{"port", "from 1 to 65535"}},
+		{[]string{"--port=http"}, []string{"port", "from 1 to 65535"}},
 		{[]string{"--ip=host"}, []string{"ip", `"host"`, "an IP address, such as 169.254.169.254 or fd00:ec2::254"}},
 		{[]string{"--ip=10.0.0.0/8"}, []string{"ip", "an IP address"}},
 		{[]string{"--ip=10.0.0.1:80"}, []string{"ip", "an IP address"}},

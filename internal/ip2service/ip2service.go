@@ -8,41 +8,12 @@ package ip2service
 
 import (
 	"context"
-	"net/netip"
-	"time"
 
 	"go.uber.org/zap"
 
 	"github.com/iam4kube/iam4kube/internal/ip2service/nftables"
 	"github.com/iam4kube/iam4kube/internal/logging"
 )
-
-// Modes of --mode.
-const (
-	ModeNode = "node"
-	ModePod  = "pod"
-)
-
-// Config is ip2service's flags; docs/routing.md describes them.
-type Config struct {
-	Mode      string
-	Cleanup   bool
-	Intercept []netip.AddrPort // led to the endpoints of their family
-
-	// On a node.
-	AuxListenOn                   string
-	Debug                         bool
-	Kubeconfig                    string
-	ServiceNamespace, ServiceName string
-	ServiceTargetPort             string
-	StartupTaint, NodeName        string
-
-	// In a pod.
-	To           []netip.AddrPort
-	ProbeTimeout time.Duration
-	Wait         time.Duration
-	PodIPs       []netip.Addr
-}
 
 // Run does what the configuration says. On a node it ends with ctx, and the rules stay.
 func Run(ctx context.Context, cfg Config, log *zap.Logger) error {

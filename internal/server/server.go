@@ -30,22 +30,6 @@ import (
 	"github.com/iam4kube/iam4kube/internal/server/waiting"
 )
 
-// Config is the server's flags; docs/server.md describes them.
-type Config struct {
-	ListenOn, AuxListenOn    string
-	Debug                    bool
-	Kubeconfig               string
-	Namespace                string
-	STSRateLimit             float64
-	STSRateBurst             int
-	SessionDuration          time.Duration
-	MaxWait                  time.Duration
-	Drain                    time.Duration
-	ReadyWithin              time.Duration
-	IMDSv1                   bool
-	Region, AvailabilityZone string
-}
-
 const (
 	// waitersPerAddress and waitersInTotal bound the requests that wait. Each holds
 	// a connection and a goroutine.

@@ -28,17 +28,6 @@ import (
 	"github.com/iam4kube/iam4kube/internal/webhook/inject"
 )
 
-// Config is the webhook's flags; docs/webhook.md describes them.
-type Config struct {
-	ListenOn, AuxListenOn         string
-	Debug                         bool
-	Kubeconfig                    string
-	CertDir                       string
-	ServiceNamespace, ServiceName string
-	InitImage                     string
-	ProbeTimeout, Wait            time.Duration
-}
-
 // Path is where the API server sends its reviews.
 const Path = "/inject"
 

@@ -1,0 +1,87 @@
+package ip2service
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/iam4kube/iam4kube/internal/ip2service/routes"
+)
+
+// Modes of --mode.
+const (
+	ModeNode = "node"
+	ModePod  = "pod"
+)
+
+// Config is ip2service's flags; docs/routing.md describes them.
+type Config struct {
+	Mode      string
+	Cleanup   bool
+	Intercept []netip.AddrPort // led to the endpoints of their family
+
+	// On a node.
+	AuxListenOn                   string
+	Debug                         bool
+	Kubeconfig                    string
+	ServiceNamespace, ServiceName string
+	ServiceTargetPort             string
+	StartupTaint, NodeName        string
+
+	// In a pod.
+	To           []netip.AddrPort
+	ProbeTimeout time.Duration
+	Wait         time.Duration
+	PodIPs       []netip.Addr
+}
+
+// Validate finds flags that contradict each other, and names that are none.
+func (c Config) Validate() error {
+	switch {
+	case c.Cleanup:
+		return nil
+	case len(c.Intercept) == 0:
+		return errors.New("--intercept-ip is empty, want an IP address")
+	case c.Mode == ModePod:
+		return c.validatePod()
+	case len(validation.IsDNS1123Label(c.ServiceNamespace)) > 0:
+		return fmt.Errorf("--service-namespace %q: want the name of a namespace, up to 63 lower-case letters, digits or -", c.ServiceNamespace)
+	case len(validation.IsDNS1035Label(c.ServiceName)) > 0:
+		return fmt.Errorf("--service-name %q: want the name of a Service, up to 63 lower-case letters, digits or -", c.ServiceName)
+	case c.ServiceTargetPort == "":
+		return errors.New("--service-target-port is empty, want the name or the number of a port")
+	case c.StartupTaint != "" && c.NodeName == "":
+		return errors.New("--startup-taint needs --node-name, or the environment variable NODE_NAME from the field spec.nodeName")
+	case c.StartupTaint != "" && len(validation.IsQualifiedName(c.StartupTaint)) > 0:
+		return fmt.Errorf("--startup-taint %q: want the key of a taint, such as iam4kube.io/not-ready", c.StartupTaint)
+	}
+	return nil
+}
+
+func (c Config) validatePod() error {
+	if len(c.To) == 0 {
+		return errors.New("--mode pod needs --to IP:PORT, the address of the Service")
+	}
+	is4 := func(want bool) func(netip.AddrPort) bool {
+		return func(to netip.AddrPort) bool { return to.Addr().Is4() == want }
+	}
+	for _, want := range []bool{true, false} {
+		of := slices.DeleteFunc(slices.Clone(c.To), is4(!want))
+		if len(of) > 1 {
+			return fmt.Errorf("--to %s and --to %s are of one family, want one for each", of[0], of[1])
+		}
+		if len(of) == 1 && !slices.ContainsFunc(c.Intercept, is4(want)) {
+			return fmt.Errorf("--to %s: no --intercept-ip is of its family", of[0])
+		}
+	}
+	for _, to := range c.To {
+		if slices.Contains(routes.Routes{Intercept: c.Intercept}.Guarded(routes.FamilyOf(to.Addr())), to.Addr()) {
+			return fmt.Errorf("--to %s is an address that is intercepted or rejected, want that of the Service", to)
+		}
+	}
+	return nil
+}

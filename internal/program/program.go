@@ -1,0 +1,95 @@
+// Package program is what all programs have in common: a command line that becomes a
+// configuration, a logger, signals, and an exit status with one line that explains it. It
+// does not know what the programs do.
+package program
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"go.uber.org/zap"
+
+	"github.com/iam4kube/iam4kube/internal/flags"
+	"github.com/iam4kube/iam4kube/internal/logging"
+)
+
+// Exit statuses.
+const (
+	exitFailure = 1
+	exitUsage   = 2
+)
+
+// Config is a program's own configuration.
+type Config interface {
+	// Validate returns what is wrong with it as a whole, in terms of the flags.
+	Validate() error
+}
+
+// Program is one that a main function starts.
+type Program[C Config] struct {
+	Name string
+	// Flags adds the program's own flags and returns what makes a configuration of them
+	// once they are parsed.
+	Flags func(*flags.Set) (config func() C)
+	// Run does the work until ctx ends.
+	Run func(ctx context.Context, cfg C, log *zap.Logger) error
+}
+
+// Log is the flags of every program's logger.
+type Log struct{ Level, Encoding string }
+
+// Main runs the program with what the operating system has given to the process, and
+// returns its exit status. The first SIGTERM or SIGINT ends the context of Run, a second
+// one the process.
+func (p Program[C]) Main() (status int) {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
+	context.AfterFunc(ctx, stop)
+	return p.Start(ctx, os.Args[1:], os.Stdout, os.Stderr)
+}
+
+// Start runs the program until ctx ends and returns its exit status. Nothing runs if the
+// arguments are wrong.
+func (p Program[C]) Start(ctx context.Context, arguments []string, stdout, stderr io.Writer) (status int) {
+	cfg, settings, err := p.Parse(arguments, stdout)
+	switch {
+	case errors.Is(err, flags.ErrHelp):
+		return 0
+	case err != nil:
+		return p.say(stderr, exitUsage, err)
+	}
+	log, err := logging.New(stderr, settings.Level, settings.Encoding)
+	if err != nil {
+		return p.say(stderr, exitUsage, err)
+	}
+	logging.TakeOverKlog(log)
+	if err := p.Run(ctx, cfg, log); err != nil {
+		return p.say(stderr, exitFailure, err)
+	}
+	return 0
+}
+
+// Parse makes the configuration of the arguments, or says what is wrong with them. Help
+// that was asked for is printed, and the error is flags.ErrHelp.
+func (p Program[C]) Parse(arguments []string, help io.Writer) (cfg C, log Log, err error) {
+	f := flags.New(p.Name)
+	f.Choice(&log.Level, "log-level", "info", logging.Levels, "least level that is logged")
+	f.Choice(&log.Encoding, "log-encoding", "json", logging.Encodings, "form of a log line")
+	config := p.Flags(f)
+	if err := f.Parse(arguments, help); err != nil {
+		return cfg, log, err
+	}
+	cfg = config()
+	return cfg, log, cfg.Validate()
+}
+
+// say prints the one line that explains the exit status.
+func (p Program[C]) say(stderr io.Writer, status int, err error) int {
+	_, _ = fmt.Fprintf(stderr, "%s: %s\n", p.Name, strings.ReplaceAll(err.Error(), "\n", "; "))
+	return status
+}

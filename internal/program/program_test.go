@@ -1,0 +1,89 @@
+package program
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"strings"
+	"testing"
+
+	"go.uber.org/zap"
+
+	"github.com/iam4kube/iam4kube/internal/flags"
+)
+
+// testConfig is wrong with the text that it has.
+type testConfig struct{ wrong string }
+
+func (c testConfig) Validate() error {
+	if c.wrong != "" {
+		return errors.New(c.wrong)
+	}
+	return nil
+}
+
+// start starts a program that does no more than run, and has run unless the arguments are wrong.
+func start(t *testing.T, run func(*zap.Logger) error, arguments ...string) (status int, stdout, stderr string, ran bool) {
+	t.Helper()
+	p := Program[testConfig]{
+		Name: "tested",
+		Flags: func(f *flags.Set) func() testConfig {
+			var cfg testConfig
+			f.String(&cfg.wrong, "wrong", "", "what is wrong")
+			return func() testConfig { return cfg }
+		},
+		Run: func(_ context.Context, _ testConfig, log *zap.Logger) error {
+			ran = true
+			return run(log)
+		},
+	}
+	var out, errs bytes.Buffer
+	status = p.Start(t.Context(), arguments, &out, &errs)
+	return status, out.String(), errs.String(), ran
+}
+
+func succeed(*zap.Logger) error { return nil }
+
+func TestStatus(t *testing.T) {
+	fail := func(*zap.Logger) error { return errors.Join(errors.New("a"), errors.New("b")) }
+	for _, tc := range []struct {
+		name      string
+		run       func(*zap.Logger) error
+		arguments []string
+		status    int
+		stderr    string
+		ran       bool
+	}{
+		{name: "success", run: succeed, ran: true},
+		{"failure of two lines", fail, nil, 1, "tested: a; b\n", true},
+		{"unknown flag", succeed, []string{"--un\nknown"}, 2, "tested: unknown flag -un; known, accepted are --log-encoding, --log-level, --wrong\n", false},
+		{"invalid", succeed, []string{"--wrong=--wrong is\nwrong"}, 2, "tested: --wrong is; wrong\n", false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			status, stdout, stderr, ran := start(t, tc.run, tc.arguments...)
+			if status != tc.status || stdout != "" || stderr != tc.stderr || ran != tc.ran {
+				t.Errorf("status %d, stdout %q, stderr %q, ran %t", status, stdout, stderr, ran)
+			}
+		})
+	}
+}
+
+// Help needs no configuration that is valid.
+func TestHelpGoesToStdout(t *testing.T) {
+	status, stdout, stderr, ran := start(t, succeed, "--wrong=yes", "--help")
+	if status != 0 || stderr != "" || ran || !strings.Contains(stdout, `  --wrong ""`) || !strings.Contains(stdout, `  --log-level "info"`) {
+		t.Errorf("status %d, stdout %q, stderr %q, ran %t", status, stdout, stderr, ran)
+	}
+}
+
+func TestLogGoesToStderr(t *testing.T) {
+	run := func(log *zap.Logger) error {
+		log.Info("not this one")
+		log.Warn("this one")
+		return nil
+	}
+	_, stdout, stderr, _ := start(t, run, "--log-level=warn", "--log-encoding=json")
+	if stdout != "" || strings.Contains(stderr, "not this one") || !strings.Contains(stderr, `"msg":"this one"`) {
+		t.Errorf("stdout %q, stderr %q", stdout, stderr)
+	}
+}

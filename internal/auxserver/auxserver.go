@@ -1,33 +1,45 @@
-// Package auxserver serves what operators and the kubelet ask of a program:
+// Package auxserver answers what operators and the kubelet ask of a program:
 // metrics, health, readiness, and on request profiles and dumps. It does not know
 // what makes the program ready.
 package auxserver
 
 import (
-	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"net/http/pprof"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-	"go.uber.org/zap"
 
-	"github.com/iam4kube/iam4kube/internal/logging"
+	"github.com/iam4kube/iam4kube/internal/program"
 )
 
-// DebugAddress is where Debug listens: on loopback, for kubectl port-forward.
+// DebugAddress is where profiles and dumps are served: on loopback, for kubectl
+// port-forward.
 const DebugAddress = "127.0.0.1:6060"
 
-const headerTimeout = 10 * time.Second
+// NewRegistry returns a registry with what every program has to say of itself: the
+// metrics of the Go runtime and of the process.
+func NewRegistry() *prometheus.Registry {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return registry
+}
 
-// Handler answers /metrics, /healthz and /readyz. ready returns why the program is
-// not ready, nil if it is.
-func Handler(gatherer prometheus.Gatherer, ready func() error) http.Handler {
+// Endpoints are that of --aux-listen-on, first, and with debug another on DebugAddress.
+// ready returns why the program is not ready, nil if it is. Dumps must not hold secrets.
+func Endpoints(listenOn string, debug bool, gatherer prometheus.Gatherer, ready func() error, dumps map[string]func() any) []program.Endpoint {
+	endpoints := []program.Endpoint{{Flag: "--aux-listen-on", Address: listenOn, Handler: auxHandler(gatherer, ready)}}
+	if debug {
+		endpoints = append(endpoints, program.Endpoint{Flag: "--debug", Address: DebugAddress, Handler: debugHandler(dumps)})
+	}
+	return endpoints
+}
+
+// auxHandler answers /metrics, /healthz and /readyz.
+func auxHandler(gatherer prometheus.Gatherer, ready func() error) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(gatherer, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
@@ -43,9 +55,9 @@ func Handler(gatherer prometheus.Gatherer, ready func() error) http.Handler {
 	return mux
 }
 
-// Debug answers net/http/pprof's paths, and /debug/NAME with the JSON of what each
-// dump returns. Dumps must not hold secrets.
-func Debug(dumps map[string]func() any) http.Handler {
+// debugHandler answers net/http/pprof's paths, and /debug/NAME with the JSON of what
+// each dump returns.
+func debugHandler(dumps map[string]func() any) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/debug/pprof/", pprof.Index)
 	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
@@ -61,15 +73,4 @@ func Debug(dumps map[string]func() any) http.Handler {
 		})
 	}
 	return mux
-}
-
-// Serve answers on the listener until ctx ends.
-func Serve(ctx context.Context, listener net.Listener, handler http.Handler, log *zap.Logger) error {
-	server := &http.Server{Handler: handler, ReadHeaderTimeout: headerTimeout, ErrorLog: logging.ForHTTP(log)}
-	stopped := context.AfterFunc(ctx, func() { _ = server.Close() })
-	defer stopped()
-	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-		return err
-	}
-	return nil
 }

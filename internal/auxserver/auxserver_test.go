@@ -1,18 +1,15 @@
 package auxserver
 
 import (
-	"context"
 	"errors"
-	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"go.uber.org/zap"
 )
 
 func get(handler http.Handler, method, path string) *httptest.ResponseRecorder {
@@ -27,7 +24,7 @@ func TestHandler(t *testing.T) {
 	registry.MustRegister(counter)
 	counter.Inc()
 	var notReady error
-	handler := Handler(registry, func() error { return notReady })
+	handler := auxHandler(registry, func() error { return notReady })
 
 	for _, tc := range []struct {
 		method, path string
@@ -56,7 +53,7 @@ func TestHandler(t *testing.T) {
 }
 
 func TestDebug(t *testing.T) {
-	handler := Debug(map[string]func() any{"pods": func() any { return []string{"default/app"} }})
+	handler := debugHandler(map[string]func() any{"pods": func() any { return []string{"default/app"} }})
 	for path, body := range map[string]string{"/debug/pods": `"default/app"`, "/debug/pprof/": "goroutine", "/debug/pprof/cmdline": "test"} {
 		if answer := get(handler, http.MethodGet, path); answer.Code != 200 || !strings.Contains(answer.Body.String(), body) {
 			t.Errorf("%s: %d %s", path, answer.Code, answer.Body)
@@ -70,41 +67,32 @@ func TestDebug(t *testing.T) {
 	}
 }
 
-func TestServeEndsWithItsContext(t *testing.T) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() {
-		done <- Serve(ctx, listener, Handler(prometheus.NewRegistry(), func() error { return nil }), zap.NewNop())
-	}()
-	response, err := http.Get("http://" + listener.Addr().String() + "/healthz")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if body, err := io.ReadAll(response.Body); err != nil || string(body) != "ok\n" {
-		t.Errorf("%q, %v", body, err)
-	}
-	_ = response.Body.Close()
-	cancel()
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
-	if connection, err := net.Dial("tcp", listener.Addr().String()); err == nil {
-		_ = connection.Close()
-		t.Error("still listening")
+// Profiles and dumps are for those who ask for them.
+func TestEndpoints(t *testing.T) {
+	for _, debug := range []bool{false, true} {
+		var got []string
+		for _, e := range Endpoints(":9090", debug, prometheus.NewRegistry(), func() error { return nil }, nil) {
+			for _, path := range []string{"/readyz", "/debug/pprof/"} {
+				if get(e.Handler, http.MethodGet, path).Code == http.StatusOK {
+					got = append(got, e.Flag, e.Address+path)
+				}
+			}
+		}
+		want := []string{"--aux-listen-on", ":9090/readyz"}
+		if debug {
+			want = append(want, "--debug", DebugAddress+"/debug/pprof/")
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("debug %t: got %q, want %q", debug, got, want)
+		}
 	}
 }
 
-func TestServeReturnsTheListenersError(t *testing.T) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_ = listener.Close()
-	if err := Serve(t.Context(), listener, http.NotFoundHandler(), zap.NewNop()); err == nil {
-		t.Error("no error")
+func TestRegistryHasTheProcessAndItsRuntime(t *testing.T) {
+	metrics := get(auxHandler(NewRegistry(), func() error { return nil }), http.MethodGet, "/metrics").Body.String()
+	for _, name := range []string{"go_goroutines", "process_start_time_seconds"} {
+		if !strings.Contains(metrics, "\n"+name+" ") {
+			t.Errorf("no %s in %s", name, metrics)
+		}
 	}
 }

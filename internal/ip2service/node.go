@@ -4,15 +4,10 @@ package ip2service
 
 import (
 	"context"
-	"fmt"
-	"net"
-	"net/http"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
 	"go.uber.org/zap"
-	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -24,6 +19,7 @@ import (
 	"github.com/iam4kube/iam4kube/internal/ip2service/backends"
 	"github.com/iam4kube/iam4kube/internal/kube"
 	"github.com/iam4kube/iam4kube/internal/logging"
+	"github.com/iam4kube/iam4kube/internal/program"
 )
 
 // Modes are what --mode accepts, the default first.
@@ -47,25 +43,25 @@ type node struct {
 // runNode keeps the node's rules until ctx ends. The guard is in before the API server
 // is asked for the first time, and at the end everything stays as it is.
 func runNode(ctx context.Context, cfg Config, kernel dataPath, log *zap.Logger) error {
-	n := &node{cfg: cfg, log: log, registry: prometheus.NewRegistry()}
-	n.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	n := &node{cfg: cfg, log: log, registry: auxserver.NewRegistry()}
 	n.registry.MustRegister(newPackets(kernel))
 	n.reconciler = newReconciler(cfg, kernel, lookAtHost, newMetrics(n.registry), log)
 	n.reconciler.reconcile() // an error is repeated by Run
 	if err := n.build(); err != nil {
 		return err
 	}
-	listening, err := n.listen(ctx)
+	defer n.hangUp()
+	servers, err := program.Listen(ctx, log, auxserver.Endpoints(cfg.AuxListenOn, cfg.Debug, n.registry, n.ready, map[string]func() any{
+		"endpoints": func() any { endpoints, _ := n.reconciler.set.Endpoints(); return endpoints },
+	})...)
 	if err != nil {
 		return err
 	}
-	n.runs = append(n.runs, n.reconciler.Run, n.watchKernel(kernel), n.watches.Run)
-	group, working := errgroup.WithContext(ctx)
-	for _, run := range append(n.runs, listening...) {
-		group.Go(func() error { return run(working) })
+	log.Info("watching", zap.Stringer(logging.AuxAddress, servers[0].Addr()))
+	for _, s := range servers {
+		n.runs = append(n.runs, s.Run)
 	}
-	err = group.Wait()
-	n.hangUp()
+	err = program.RunParts(ctx, n.reconciler.Run, append(n.runs, n.watchKernel(kernel), n.watches.Run)...)
 	log.Info("stopped, the rules stay")
 	return err
 }
@@ -146,31 +142,4 @@ func (n *node) ready() error {
 		return err
 	}
 	return n.watches.Broken()
-}
-
-// listen opens every listener, so that a port that is taken ends the start.
-func (n *node) listen(ctx context.Context) (runs []func(context.Context) error, err error) {
-	servers := []struct {
-		flag, address string
-		handler       http.Handler
-	}{
-		{"--aux-listen-on", n.cfg.AuxListenOn, auxserver.Handler(n.registry, n.ready)},
-		{"--debug", auxserver.DebugAddress, auxserver.Debug(map[string]func() any{
-			"endpoints": func() any { endpoints, _ := n.reconciler.set.Endpoints(); return endpoints },
-		})},
-	}
-	if !n.cfg.Debug {
-		servers = servers[:1]
-	}
-	for i, s := range servers {
-		listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", s.address)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", s.flag, err)
-		}
-		if i == 0 {
-			n.log.Info("watching", zap.Stringer(logging.AuxAddress, listener.Addr()))
-		}
-		runs = append(runs, func(ctx context.Context) error { return auxserver.Serve(ctx, listener, s.handler, n.log) })
-	}
-	return runs, nil
 }

@@ -1,6 +1,6 @@
 // Package program is what all programs have in common: a command line that becomes a
-// configuration, a logger, signals, and an exit status with one line that explains it. It
-// does not know what the programs do.
+// configuration, a logger, signals, parts that run together and end together, listeners,
+// and an exit status with one line that explains it. It does not know what the parts do.
 package program
 
 import (

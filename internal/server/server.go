@@ -5,22 +5,18 @@ package server
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"net"
-	"net/http"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
 	"go.uber.org/zap"
-	"golang.org/x/sync/errgroup"
 	"k8s.io/client-go/kubernetes"
 	k8smetadata "k8s.io/client-go/metadata"
 
 	"github.com/iam4kube/iam4kube/internal/auxserver"
 	"github.com/iam4kube/iam4kube/internal/kube"
 	"github.com/iam4kube/iam4kube/internal/logging"
+	"github.com/iam4kube/iam4kube/internal/program"
 	"github.com/iam4kube/iam4kube/internal/server/credentials"
 	"github.com/iam4kube/iam4kube/internal/server/identity"
 	"github.com/iam4kube/iam4kube/internal/server/imdstoken"
@@ -35,10 +31,6 @@ const (
 	// a connection and a goroutine.
 	waitersPerAddress, waitersInTotal = 64, 16384
 
-	// headerTimeout and maxHeaderBytes bound what a slow or a hostile client holds.
-	headerTimeout  = 10 * time.Second
-	maxHeaderBytes = 32 << 10
-	idleTimeout    = 2 * time.Minute
 	// writeReserve is what a client has, after the longest wait, to read the answer.
 	writeReserve = 30 * time.Second
 )
@@ -47,9 +39,6 @@ const (
 type server struct {
 	cfg       Config
 	log       *zap.Logger
-	listener  net.Listener
-	aux       net.Listener
-	debug     net.Listener // nil without --debug
 	registry  *prometheus.Registry
 	watches   *kube.Watches
 	index     *identity.Index
@@ -66,27 +55,28 @@ type server struct {
 // Run serves until ctx ends and the drain after that is over. Its error is a
 // failure to start, or of a part that should have gone on.
 func Run(ctx context.Context, cfg Config, log *zap.Logger) error {
-	s := &server{cfg: cfg, log: log, registry: prometheus.NewRegistry()}
-	s.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	s := &server{cfg: cfg, log: log, registry: auxserver.NewRegistry()}
 	if err := s.build(ctx); err != nil {
 		return err
 	}
-	if err := s.listen(ctx); err != nil {
+	defer s.hangUp()
+	servers, err := program.Listen(ctx, log, s.endpoints()...)
+	if err != nil {
 		return err
 	}
-	// The parts outlive ctx: requests are served to the end of the drain.
-	working, stop := context.WithCancel(context.WithoutCancel(ctx))
-	defer stop()
-	group, working := errgroup.WithContext(working)
-	for _, run := range s.runs {
-		group.Go(func() error { return run(working) })
+	log.Info("serving", zap.Stringer(logging.Address, servers[0].Addr()), zap.Stringer(logging.AuxAddress, servers[1].Addr()))
+	for _, aux := range servers[1:] {
+		s.runs = append(s.runs, aux.Run)
 	}
-	group.Go(func() error {
+	accepting, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	s.runs = append(s.runs, func(working context.Context) error {
 		defer stop()
-		return s.serve(ctx, working)
+		s.drain(ctx, working)
+		return nil
 	})
-	err := group.Wait()
-	s.hangUp()
+	err = program.RunParts(accepting, servers[0].Run, s.runs...)
+	log.Info("stopped")
 	return err
 }
 
@@ -138,91 +128,26 @@ func (s *server) build(ctx context.Context) error {
 	return nil
 }
 
-// listen opens every listener, so that a port that is taken ends the start.
-func (s *server) listen(ctx context.Context) error {
-	addresses := []struct {
-		flag, address string
-		listener      *net.Listener
-	}{
-		{"--listen-on", s.cfg.ListenOn, &s.listener},
-		{"--aux-listen-on", s.cfg.AuxListenOn, &s.aux},
-		{"--debug", auxserver.DebugAddress, &s.debug},
-	}
-	if !s.cfg.Debug {
-		addresses = addresses[:2]
-	}
-	for _, a := range addresses {
-		listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", a.address)
-		if err != nil {
-			s.closeListeners()
-			return fmt.Errorf("%s: %w", a.flag, err)
-		}
-		*a.listener = listener
-	}
-	s.runs = append(s.runs, func(ctx context.Context) error {
-		return auxserver.Serve(ctx, s.aux, auxserver.Handler(s.registry, s.readiness.Err), s.log)
-	})
-	if s.debug != nil {
-		dumps := map[string]func() any{
-			"pods":  func() any { return s.index.Dump() },
-			"roles": func() any { return s.cache.Dump() },
-		}
-		s.runs = append(s.runs, func(ctx context.Context) error {
-			return auxserver.Serve(ctx, s.debug, auxserver.Debug(dumps), s.log)
-		})
-	}
-	return nil
+// endpoints are that of the metadata API, first, and the auxiliary ones.
+func (s *server) endpoints() []program.Endpoint {
+	// What waits at the end may wait to its end.
+	longest := s.cfg.MaxWait + writeReserve
+	api := program.Endpoint{Flag: "--listen-on", Address: s.cfg.ListenOn, Handler: s.handler, WriteTimeout: longest, Grace: longest}
+	return append([]program.Endpoint{api}, auxserver.Endpoints(s.cfg.AuxListenOn, s.cfg.Debug, s.registry, s.readiness.Err, map[string]func() any{
+		"pods":  func() any { return s.index.Dump() },
+		"roles": func() any { return s.cache.Dump() },
+	})...)
 }
 
-func (s *server) closeListeners() {
-	for _, l := range []net.Listener{s.listener, s.aux, s.debug} {
-		if l != nil {
-			_ = l.Close() // nothing was accepted yet
-		}
-	}
-}
-
-// serve answers requests until ctx ends and the drain is over, or until working
-// ends because a part has failed.
-func (s *server) serve(ctx, working context.Context) error {
-	httpServer := &http.Server{
-		Handler:           s.handler,
-		ReadHeaderTimeout: headerTimeout,
-		WriteTimeout:      s.cfg.MaxWait + writeReserve,
-		IdleTimeout:       idleTimeout,
-		MaxHeaderBytes:    maxHeaderBytes,
-		ErrorLog:          logging.ForHTTP(s.log),
-		// OPTIONS * is a request like any other.
-		DisableGeneralOptionsHandler: true,
-	}
-	failed := make(chan error, 1)
-	go func() { failed <- httpServer.Serve(s.listener) }()
-	s.log.Info("serving", zap.Stringer(logging.Address, s.listener.Addr()), zap.Stringer(logging.AuxAddress, s.aux.Addr()))
-
+// drain waits for the end of ctx, and then keeps requests coming while the cluster takes
+// notice that this replica is not ready any more. A part that fails, which ends working,
+// leaves nothing to wait for.
+func (s *server) drain(ctx, working context.Context) {
 	select {
-	case err := <-failed:
-		return fmt.Errorf("serve: %w", err)
-	case <-working.Done():
 	case <-ctx.Done():
-		s.drain(working)
+	case <-working.Done():
+		return
 	}
-	// What waits now may wait to its end.
-	ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.MaxWait+writeReserve)
-	defer cancel()
-	err := httpServer.Shutdown(ending)
-	if err != nil {
-		err = errors.Join(err, httpServer.Close())
-	}
-	if serveErr := <-failed; !errors.Is(serveErr, http.ErrServerClosed) {
-		err = errors.Join(err, serveErr)
-	}
-	s.log.Info("stopped")
-	return err
-}
-
-// drain keeps accepting requests while the cluster takes notice that this replica
-// is not ready any more.
-func (s *server) drain(working context.Context) {
 	s.readiness.Drain()
 	s.handler.Drain()
 	s.log.Info("draining", zap.Duration(logging.Drain, s.cfg.Drain))

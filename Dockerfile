@@ -15,9 +15,13 @@ COPY internal internal
 ARG TARGETOS
 ARG TARGETARCH
 ENV CGO_ENABLED=0 GOOS=${TARGETOS} GOARCH=${TARGETARCH}
+ARG VERSION=unreleased
+ARG REVISION=unknown
 # The list of modules (`go version -m`) stays in the programs.
-RUN go build -trimpath -ldflags='-s -w' -o /out/ ./cmd/...
-RUN go build -trimpath -ldflags='-s -w' -tags podonly -o /out/ip2service-init ./cmd/ip2service
+RUN built=github.com/iam4kube/iam4kube/internal/buildinfo; \
+    flags="-s -w -X ${built}.version=${VERSION} -X ${built}.revision=${REVISION}"; \
+    go build -trimpath -ldflags="${flags}" -o /out/ ./cmd/... && \
+    go build -trimpath -ldflags="${flags}" -tags podonly -o /out/ip2service-init ./cmd/ip2service
 # Containers that are not root have no capabilities but those of the file. Such a file does not
 # start where the capability is not allowed, so each is in an image of its own.
 RUN setcap cap_net_admin+ep /out/ip2service && setcap cap_net_admin+ep /out/ip2service-init

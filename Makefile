@@ -42,11 +42,17 @@ LESS_GC := GOGC=400 GOMEMLIMIT=3GiB
 TOOLEXEC := '-toolexec=env $(LESS_GC)'
 export GOFLAGS := $(if $(findstring toolexec,$(GOFLAGS)),$(GOFLAGS),$(strip $(shell go env GOFLAGS) $(TOOLEXEC)))
 
+# What programs say of themselves.
+VERSION ?= $(or $(shell git describe --tags --always --dirty 2>/dev/null),unreleased)
+REVISION ?= $(or $(shell git rev-parse HEAD 2>/dev/null),unknown)
+BUILDINFO := github.com/iam4kube/iam4kube/internal/buildinfo
+LDFLAGS = -s -w -X $(BUILDINFO).version=$(VERSION) -X $(BUILDINFO).revision=$(REVISION)
+
 ##@ Build
 .PHONY: build
 build: ## the programs, static, into bin/; ip2service-init is ip2service without --mode node
-	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o bin/ ./cmd/...
-	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -tags podonly -o bin/ip2service-init ./cmd/ip2service
+	CGO_ENABLED=0 go build -trimpath -ldflags='$(LDFLAGS)' -o bin/ ./cmd/...
+	CGO_ENABLED=0 go build -trimpath -ldflags='$(LDFLAGS)' -tags podonly -o bin/ip2service-init ./cmd/ip2service
 
 ##@ Test
 # -vet=off: `lint` vets. Here, go would do it once more, and with it all dependencies. -trimpath: what one checkout has

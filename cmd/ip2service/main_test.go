@@ -204,7 +204,7 @@ func TestHelp(t *testing.T) {
 			`--log-level "info"`, `--log-encoding "json"`, `--aux-listen-on ":9090"`, `--debug "false"`, `--kubeconfig ""`,
 			`--mode "node"`, `--cleanup "false"`, `--intercept-ip "169.254.169.254"`, `--intercept-port "80"`,
 			`--service-namespace "iam4kube"`, `--service-name "iam4kube"`, `--service-target-port "http"`, `--startup-taint ""`, `--node-name ""`,
-			`--to ""`, `--probe-timeout "60s"`, `--wait "5s"`, `--pod-ips ""`,
+			`--to ""`, `--probe-timeout "60s"`, `--wait "5s"`, `--pod-ips ""`, `--version "false"`,
 		}
 		for _, line := range lines {
 			if strings.Count(stdout.String(), "  "+line+"\n") != 1 {

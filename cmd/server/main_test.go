@@ -93,13 +93,13 @@ func TestHelp(t *testing.T) {
 		for _, line := range []string{
 			`--log-level "info"`, `--log-encoding "json"`, `--aux-listen-on ":9090"`, `--debug "false"`, `--kubeconfig ""`,
 			`--listen-on ":8080"`, `--sts-rate-limit "10"`, `--sts-rate-burst "20"`, `--max-wait "15s"`, `--drain "10s"`,
-			`--ready-within "10m"`, `--session-duration "1h"`, `--imdsv1 "true"`, `--namespace "iam4kube"`, `--region ""`, `--availability-zone ""`,
+			`--ready-within "10m"`, `--session-duration "1h"`, `--imdsv1 "true"`, `--namespace "iam4kube"`, `--region ""`, `--availability-zone ""`, `--version "false"`,
 		} {
 			if strings.Count(stdout, "  "+line+"\n") != 1 {
 				t.Errorf("%s: want the line %s in %s", argument, line, stdout)
 			}
 		}
-		if flags := strings.Count(stdout, "\n  --"); flags != 16 {
+		if flags := strings.Count(stdout, "\n  --"); flags != 17 {
 			t.Errorf("%s: %d flags", argument, flags)
 		}
 	}

@@ -8,11 +8,13 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/pprof"
+	"runtime"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/iam4kube/iam4kube/internal/buildinfo"
 	"github.com/iam4kube/iam4kube/internal/program"
 )
 
@@ -20,11 +22,15 @@ import (
 // port-forward.
 const DebugAddress = "127.0.0.1:6060"
 
-// NewRegistry returns a registry with what every program has to say of itself: the
-// metrics of the Go runtime and of the process.
+// NewRegistry returns a registry with what every program has to say of itself: what it
+// was built from, and the metrics of the Go runtime and of the process.
 func NewRegistry() *prometheus.Registry {
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "iam4kube_build_info", Help: "1, with what the program was built from.",
+			ConstLabels: prometheus.Labels{"version": buildinfo.Version(), "revision": buildinfo.Revision(), "goversion": runtime.Version()},
+		}, func() float64 { return 1 }))
 	return registry
 }
 

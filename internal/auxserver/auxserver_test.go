@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -88,9 +89,12 @@ func TestEndpoints(t *testing.T) {
 	}
 }
 
-func TestRegistryHasTheProcessAndItsRuntime(t *testing.T) {
+func TestRegistryHasTheProgram(t *testing.T) {
 	metrics := get(auxHandler(NewRegistry(), func() error { return nil }), http.MethodGet, "/metrics").Body.String()
-	for _, name := range []string{"go_goroutines", "process_start_time_seconds"} {
+	for _, name := range []string{
+		"go_goroutines", "process_start_time_seconds",
+		`iam4kube_build_info{goversion="` + runtime.Version() + `",revision="unknown",version="unreleased"}`,
+	} {
 		if !strings.Contains(metrics, "\n"+name+" ") {
 			t.Errorf("no %s in %s", name, metrics)
 		}

@@ -18,6 +18,8 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/util/connrotation"
+
+	"github.com/iam4kube/iam4kube/internal/buildinfo"
 )
 
 const (
@@ -34,9 +36,9 @@ const (
 )
 
 // Config returns the configuration for the API server that kubeconfig names; for
-// an empty path it is the one that pods get. Every answer and every failure to
-// get one is told to reach.
-func Config(kubeconfig, userAgent string, reach *Reach) (*rest.Config, error) {
+// an empty path it is the one that pods get. The API server is told the program's name
+// and version. Every answer and every failure to get one is told to reach.
+func Config(kubeconfig, name string, reach *Reach) (*rest.Config, error) {
 	// client-go takes these two from the environment and from nowhere else.
 	for name, value := range map[string]string{"HTTP2_READ_IDLE_TIMEOUT_SECONDS": pingAfter, "HTTP2_PING_TIMEOUT_SECONDS": pingTimeout} {
 		if err := os.Setenv(name, cmp.Or(os.Getenv(name), value)); err != nil {
@@ -47,7 +49,7 @@ func Config(kubeconfig, userAgent string, reach *Reach) (*rest.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	cfg.UserAgent = userAgent
+	cfg.UserAgent = buildinfo.UserAgent(name)
 	cfg.ContentType = "application/vnd.kubernetes.protobuf"
 	cfg.AcceptContentTypes = "application/vnd.kubernetes.protobuf,application/json"
 	cfg.QPS, cfg.Burst = 50, 100

@@ -40,6 +40,7 @@ const (
 	Reason         = "reason"
 	Removed        = "removed"
 	Retry          = "retry_in"
+	Revision       = "revision"
 	RoleARN        = "role_arn"
 	ServiceAccount = "service_account"
 	SessionName    = "session_name"
@@ -48,6 +49,7 @@ const (
 	Status         = "status"
 	Taint          = "taint"
 	UID            = "pod_uid"
+	Version        = "version"
 )
 
 // Role returns the fields that identify a role and whose it is.

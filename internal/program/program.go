@@ -10,11 +10,13 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime"
 	"strings"
 	"syscall"
 
 	"go.uber.org/zap"
 
+	"github.com/iam4kube/iam4kube/internal/buildinfo"
 	"github.com/iam4kube/iam4kube/internal/flags"
 	"github.com/iam4kube/iam4kube/internal/logging"
 )
@@ -67,6 +69,7 @@ func (p Program[C]) Start(ctx context.Context, arguments []string, stdout, stder
 	if err != nil {
 		return p.say(stderr, exitUsage, err)
 	}
+	log = withFirst(log, zap.String(logging.Version, buildinfo.Version()), zap.String(logging.Revision, buildinfo.Revision()))
 	logging.TakeOverKlog(log)
 	if err := p.Run(ctx, cfg, log); err != nil {
 		return p.say(stderr, exitFailure, err)
@@ -75,14 +78,20 @@ func (p Program[C]) Start(ctx context.Context, arguments []string, stdout, stder
 }
 
 // Parse makes the configuration of the arguments, or says what is wrong with them. Help
-// that was asked for is printed, and the error is flags.ErrHelp.
-func (p Program[C]) Parse(arguments []string, help io.Writer) (cfg C, log Log, err error) {
+// or version that was asked for is printed, and the error is flags.ErrHelp.
+func (p Program[C]) Parse(arguments []string, stdout io.Writer) (cfg C, log Log, err error) {
+	var version bool
 	f := flags.New(p.Name)
+	f.Bool(&version, "version", "false", "print name, version, revision and the version of Go, and exit")
 	f.Choice(&log.Level, "log-level", "info", logging.Levels, "least level that is logged")
 	f.Choice(&log.Encoding, "log-encoding", "json", logging.Encodings, "form of a log line")
 	config := p.Flags(f)
-	if err := f.Parse(arguments, help); err != nil {
+	if err := f.Parse(arguments, stdout); err != nil {
 		return cfg, log, err
+	}
+	if version {
+		_, _ = fmt.Fprintf(stdout, "%s %s, revision %s, %s\n", p.Name, buildinfo.Version(), buildinfo.Revision(), runtime.Version())
+		return cfg, log, flags.ErrHelp
 	}
 	cfg = config()
 	return cfg, log, cfg.Validate()

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -56,7 +57,7 @@ func TestStatus(t *testing.T) {
 	}{
 		{name: "success", run: succeed, ran: true},
 		{"failure of two lines", fail, nil, 1, "tested: a; b\n", true},
-		{"unknown flag", succeed, []string{"--un\nknown"}, 2, "tested: unknown flag -un; known, accepted are --log-encoding, --log-level, --wrong\n", false},
+		{"unknown flag", succeed, []string{"--un\nknown"}, 2, "tested: unknown flag -un; known, accepted are --log-encoding, --log-level, --version, --wrong\n", false},
 		{"invalid", succeed, []string{"--wrong=--wrong is\nwrong"}, 2, "tested: --wrong is; wrong\n", false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -73,6 +74,34 @@ func TestHelpGoesToStdout(t *testing.T) {
 	status, stdout, stderr, ran := start(t, succeed, "--wrong=yes", "--help")
 	if status != 0 || stderr != "" || ran || !strings.Contains(stdout, `  --wrong ""`) || !strings.Contains(stdout, `  --log-level "info"`) {
 		t.Errorf("status %d, stdout %q, stderr %q, ran %t", status, stdout, stderr, ran)
+	}
+}
+
+func TestVersionGoesToStdout(t *testing.T) {
+	status, stdout, stderr, ran := start(t, succeed, "--wrong=yes", "--version")
+	if want := "tested unreleased, revision unknown, " + runtime.Version() + "\n"; status != 0 || stdout != want || stderr != "" || ran {
+		t.Errorf("status %d, stdout %q, want %q, stderr %q, ran %t", status, stdout, want, stderr, ran)
+	}
+}
+
+// What a log is of stands in its first line, whoever writes that and whatever the level.
+func TestFirstLineHasTheVersion(t *testing.T) {
+	const version = `"version":"unreleased","revision":"unknown"`
+	run := func(log *zap.Logger) error {
+		other := log.With(zap.String("key", "value"))
+		log.Info("below the level")
+		other.Warn("first")
+		other.Warn("second")
+		log.Warn("third")
+		return nil
+	}
+	_, _, stderr, _ := start(t, run, "--log-level=warn")
+	lines := strings.Split(strings.TrimSpace(stderr), "\n")
+	if len(lines) != 3 || !strings.Contains(lines[0], `"msg":"first","key":"value",`+version) {
+		t.Fatalf("got %q", lines)
+	}
+	if strings.Contains(lines[1]+lines[2], "version") || !strings.Contains(lines[1], `"key":"value"`) {
+		t.Errorf("got %q", lines)
 	}
 }
 

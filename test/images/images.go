@@ -130,7 +130,11 @@ type builder struct {
 	context string
 }
 
-const goImage = "localhost/iam4kube-go"
+const (
+	goImage = "localhost/iam4kube-go"
+	// revision is what programs say of a checkout that may differ from every commit.
+	revision = "checkout"
+)
 
 // build fills a folder beside dir and renames it when it is complete: until then the archives of
 // an older version stay, and those of this one after an interrupted build, for the next.
@@ -253,7 +257,7 @@ func (b *builder) fromDockerfile(target, reference string) error {
 		"--isolation=chroot", "--pull=never",
 		// buildah 1.28 leaves it empty.
 		"--build-arg=BUILDPLATFORM=linux/"+runtime.GOARCH,
-		"--build-arg=GO_IMAGE="+goImage, "--build-arg=VERSION="+b.tag,
+		"--build-arg=GO_IMAGE="+goImage, "--build-arg=VERSION="+b.tag, "--build-arg=REVISION="+revision,
 		"--target="+target, "--tag="+reference, checkout.Path())...)
 }
 

@@ -8,11 +8,13 @@ import (
 	"debug/elf"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -186,6 +188,7 @@ func TestImagesOfTheDockerfile(t *testing.T) {
 			t.Logf("%.1f MiB unpacked", float64(got.size)/mib)
 			wantStatic(t, got.files[program].content)
 			wantModules(t, got.files[program].content, want.main, want.tags)
+			wantVersion(t, got.files[program].content, want.main)
 		})
 	}
 }
@@ -198,6 +201,19 @@ func wantStatic(t *testing.T, program []byte) {
 		if header.Type == elf.PT_INTERP {
 			t.Error("the program is not static")
 		}
+	}
+}
+
+// wantVersion checks that the program says what the image's build arguments say.
+func wantVersion(t *testing.T, program []byte, name string) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(path, program, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	said := string(must(exec.CommandContext(t.Context(), path, "--version").Output())(t))
+	if want := fmt.Sprintf("%s %s, revision %s, %s\n", name, tag, revision, runtime.Version()); said != want {
+		t.Errorf("the program says %q, want %q", said, want)
 	}
 }
 

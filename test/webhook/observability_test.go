@@ -27,7 +27,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 	have := map[string]bool{}
 	for name, family := range h.metrics(t) {
 		switch {
-		case !strings.HasPrefix(name, "iam4kube_"), name == "iam4kube_informer_synced", name == "iam4kube_watch_last_event_timestamp_seconds":
+		case !strings.HasPrefix(name, "iam4kube_"), name == "iam4kube_build_info", name == "iam4kube_informer_synced", name == "iam4kube_watch_last_event_timestamp_seconds":
 			continue
 		}
 		have[name] = true

@@ -13,11 +13,13 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	awsmiddleware "github.com/aws/aws-sdk-go-v2/aws/middleware"
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
 	"github.com/aws/smithy-go/middleware"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/iam4kube/iam4kube/internal/buildinfo"
 	"github.com/iam4kube/iam4kube/internal/server/role"
 )
 
@@ -51,7 +53,10 @@ type Client struct {
 func New(ctx context.Context, limiter *Limiter, fallbackRegion string, registry prometheus.Registerer, options ...func(*config.LoadOptions) error) (*Client, error) {
 	// The default is for the calls too by which the SDK gets the server's identity.
 	options = append(options, config.WithDefaultRegion(fallbackRegion),
-		config.WithAPIOptions([]func(*middleware.Stack) error{limiter.addTo}))
+		config.WithAPIOptions([]func(*middleware.Stack) error{
+			limiter.addTo,
+			awsmiddleware.AddUserAgentKeyValue("iam4kube-server", buildinfo.Version()), // CloudTrail has it
+		}))
 	cfg, err := config.LoadDefaultConfig(ctx, options...)
 	if err != nil {
 		return nil, fmt.Errorf("load the AWS configuration: %w", err)

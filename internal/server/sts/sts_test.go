@@ -72,6 +72,19 @@ func TestRegion(t *testing.T) {
 	}
 }
 
+// CloudTrail says which program asked.
+func TestUserAgent(t *testing.T) {
+	setenv(t, nil)
+	var agent string
+	client := newClient(t, &endpoint{answer: func(r *http.Request) (int, string) {
+		agent = r.UserAgent()
+		return success("2999-01-01T00:00:00Z")(r)
+	}})
+	if _, err := client.AssumeRole(t.Context(), anyRole); err != nil || !strings.Contains(agent, " iam4kube-server/unreleased") {
+		t.Errorf("%v by %q", err, agent)
+	}
+}
+
 // What STS says, and how it is sorted.
 func TestClassify(t *testing.T) {
 	setenv(t, nil)

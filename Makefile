@@ -72,6 +72,13 @@ test: test-unit test-tools ## everything, as root on Debian: real API server, re
 	cd test && $(GOTEST) -count=1 -p 4 -parallel 8 -timeout 30m $(TESTFLAGS) $$($(TEST_PACKAGES) | grep -Ev '/($(TEST_UNIT)|$(TEST_PLAIN)|$(TEST_TIMED)|$(TEST_BENCH))$$')
 	cd test && $(GOTEST) -count=1 -p 2 -parallel 8 -timeout 30m $(TESTFLAGS) $$($(TEST_PACKAGES) | grep -E '/($(TEST_TIMED))$$')
 
+# Suites of Debian, each for its newest kernel, or SUITE/PACKAGE. What of a kernel is needed stays in CACHE.
+KERNELS ?= bookworm
+.PHONY: test-kernels
+test-kernels: ## what the kernel does, on Debian's kernels KERNELS, each booted in an emulated machine; as root on Debian
+	hack/debian-packages.sh iproute2 iptables kmod nftables qemu-system-x86 xz-utils
+	cd test && $(GORUN) ./kernels $(TESTFLAGS) $(KERNELS)
+
 .PHONY: bench
 bench: control-plane ## throughput and latency beside a bare net/http server; wake-up of 10,000; rules beside iptables; injection
 	hack/debian-packages.sh iproute2 iptables nftables

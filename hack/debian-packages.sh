@@ -18,8 +18,11 @@ present() {
 	ruby-fog-aws) /usr/bin/ruby -e 'require "fog/aws"' 2>/dev/null ;;
 	gdal-bin) command -v ogrinfo ;;
 	iproute2) command -v ip ;;
+	kmod) command -v modprobe ;;
 	nftables) command -v nft ;;
 	nodejs) command -v node ;;
+	qemu-system-x86) command -v qemu-system-x86_64 ;;
+	xz-utils) command -v xz ;;
 	ca-certificates) [[ -e /etc/ssl/certs/ca-certificates.crt ]] ;;
 	containernetworking-plugins) [[ -x /usr/lib/cni/ptp ]] ;;
 	libcap2-bin) command -v setcap ;;

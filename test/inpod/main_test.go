@@ -26,7 +26,7 @@ import (
 func TestMain(m *testing.M) {
 	if netns.Check() != nil { // still where modules can be fetched
 		_, err := node.Program(true)
-		_, released := build()
+		_, released := node.InitProgram()
 		if err := errors.Join(err, released); err != nil {
 			fmt.Fprintln(os.Stderr, "inpod:", err)
 			os.Exit(1)
@@ -168,7 +168,7 @@ func mode(flags ...string) []string { return append([]string{"--mode", "pod"}, f
 func startCommand(t *testing.T, pod *netns.Pod, words ...string) *initContainer {
 	t.Helper()
 	// Nothing here takes as long; then it is killed and its code is -1.
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), environment.AtMost(time.Minute))
 	t.Cleanup(cancel)
 	c := &initContainer{Cmd: exec.CommandContext(ctx, words[0], words[1:]...)}
 	c.start(t, pod)
@@ -222,7 +222,7 @@ func reaches(t *testing.T, pod *netns.Pod, address, server, from string) {
 // rejected checks that the pod's packet to an address gets an error back, and at once.
 func rejected(t *testing.T, pod *netns.Pod, network, address string) {
 	t.Helper()
-	const atOnce = 5 * time.Second // if nobody answered, TCP would go on for minutes
+	atOnce := environment.AtMost(5 * time.Second) // if nobody answered, TCP would go on for minutes
 	ctx, cancel := context.WithTimeout(t.Context(), atOnce)
 	defer cancel()
 	conn, err := pod.DialContext(ctx, network, address)

@@ -58,6 +58,11 @@ func Program(race bool) (path string, err error) {
 	return environment.Build("cmd/ip2service")
 }
 
+// InitProgram builds what is put into pods, as make build does.
+func InitProgram() (path string, err error) {
+	return environment.Build("cmd/ip2service", "-ldflags=-s -w", "-tags=podonly")
+}
+
 // Service is a name that EndpointSlices belong to.
 type Service struct {
 	Name    string

@@ -17,11 +17,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/iam4kube/iam4kube/internal/ip2service/routes"
+	"github.com/iam4kube/iam4kube/test/environment"
 	"github.com/iam4kube/iam4kube/test/netns"
 )
 
 // patience is how long an answer may take. None of the rules drops a packet without one.
-const patience = 10 * time.Second
+var patience = environment.AtMost(10 * time.Second)
 
 // place is a network namespace that packets come from and go to: the host, which has the
 // rules, a pod, or what is beyond the host.

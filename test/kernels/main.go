@@ -1,0 +1,135 @@
+// Command kernels runs tests of what the kernel does on other kernels than the machine's own:
+// Debian's, booted in QEMU on an emulated processor, so that it needs no virtualization.
+//
+//	kernels [-packages LIST] [-run REGEXP] KERNEL...
+//
+// A KERNEL is a suite of Debian, or SUITE/PACKAGE. The tests are compiled on the machine, and
+// see its files; the virtual machine has no network. What is tested is the packages' business.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/iam4kube/iam4kube/test/checkout"
+	"github.com/iam4kube/iam4kube/test/controlplane"
+	"github.com/iam4kube/iam4kube/test/environment"
+	"github.com/iam4kube/iam4kube/test/kernels/job"
+	"github.com/iam4kube/iam4kube/test/node"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	packages := flag.String("packages", "rules,inpod", "folders of test/ with `tests`")
+	run := flag.String("run", "", "run only the tests that match this `expression`")
+	flag.Parse()
+	if flag.NArg() == 0 {
+		fmt.Fprintln(os.Stderr, "kernels: want a kernel of Debian, such as bookworm")
+		os.Exit(2)
+	}
+	if err := runAll(ctx, strings.Split(*packages, ","), *run, flag.Args()); err != nil {
+		fmt.Fprintln(os.Stderr, "kernels:", err)
+		os.Exit(1)
+	}
+}
+
+const (
+	// slowdown is about what an emulated processor needs in comparison with the one that
+	// emulates it.
+	slowdown = "10"
+	// testTimeout is for a test that hangs: go prints where.
+	testTimeout = "20m"
+)
+
+func runAll(ctx context.Context, packages []string, run string, kernels []string) error {
+	cache, err := controlplane.CacheDir()
+	if err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp("", "iam4kube-kernels-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	if err := compile(ctx, dir, packages); err != nil {
+		return err
+	}
+	j := job.Job{Env: []string{
+		"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/tmp",
+		controlplane.CacheEnv + "=" + cache, environment.SlowdownEnv + "=" + slowdown,
+	}}
+	for _, name := range packages {
+		j.Tests = append(j.Tests, job.Test{
+			Package: name, Dir: checkout.Path("test", name),
+			Command: []string{filepath.Join(dir, name+".test"), "-test.v", "-test.run=" + run, "-test.timeout=" + testTimeout},
+		})
+	}
+	var failed []error
+	var summary strings.Builder
+	for _, name := range kernels {
+		k, err := fetch(ctx, cache, name)
+		if err != nil {
+			failed = append(failed, err)
+			continue
+		}
+		fmt.Printf("--- %s, Linux %s\n", name, k.release)
+		begin := time.Now()
+		results, err := boot(ctx, k, filepath.Join(dir, "init"), j, os.Stdout)
+		failed = append(failed, err, judge(&summary, name, j.Tests, results))
+		fmt.Fprintf(&summary, "%-10s %-26s %5.0f s\n", name, "all", time.Since(begin).Seconds())
+	}
+	fmt.Print("--- summary\n", summary.String())
+	return errors.Join(failed...)
+}
+
+// compile makes the test binaries, init, and the programs that the tests run. Without the race
+// detector, under which an emulated processor would be ten times slower still; `make test` has
+// it.
+func compile(ctx context.Context, dir string, packages []string) error {
+	targets := []string{"test", "-c", "-trimpath", "-o", dir + "/"}
+	for _, name := range packages {
+		targets = append(targets, "./"+name)
+	}
+	for _, arguments := range [][]string{targets, {"build", "-trimpath", "-o", dir + "/init", "./kernels/init"}} {
+		command := exec.CommandContext(ctx, "go", arguments...)
+		command.Dir = checkout.Path("test")
+		command.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if _, err := output(command); err != nil {
+			return err
+		}
+	}
+	_, program := node.Program(false)
+	_, init := node.InitProgram()
+	return errors.Join(program, init)
+}
+
+// judge adds a kernel's results to the summary, and says which are missing or no success.
+func judge(summary io.Writer, kernel string, tests []job.Test, results []job.Result) error {
+	var failed []error
+	for i, r := range results {
+		verdict := "ok"
+		switch {
+		case i == 0:
+			verdict = "booted"
+		case r.Err != "":
+			verdict = "FAIL"
+			failed = append(failed, fmt.Errorf("%s: %s: %s", kernel, r.Package, r.Err))
+		}
+		fmt.Fprintf(summary, "%-10s %-26s %5.0f s  %s\n", kernel, r.Package, r.Seconds, verdict)
+	}
+	if have := len(results) - 1; have < len(tests) {
+		failed = append(failed, fmt.Errorf("%s: only %d of %d packages came to an end", kernel, max(0, have), len(tests)))
+	}
+	return errors.Join(failed...)
+}

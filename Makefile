@@ -18,8 +18,8 @@ GOVULNCHECK := $(TOOLS)/govulncheck-$(GOVULNCHECK_VERSION)/govulncheck
 MODULES := . test
 # The packages of test/ that need neither root nor an API server, by the ends of their names.
 TEST_UNIT := demo|docs|fakests|progress
-# Those that run nothing of ours beside each other, or simulate hours: without the race detector, which makes them ten
-# times slower. What is simulated, packages sts, server and internal/server/credentials run with it.
+# Those that run nothing of ours beside each other, or simulate hours: without the race detector, which makes them
+# several times slower. What is simulated, packages sts, server and internal/server/credentials run with it.
 TEST_PLAIN := credentials|images|manifests
 # Those that measure milliseconds: one for each of two cores.
 TEST_TIMED := outage|routingload|server

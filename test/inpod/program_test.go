@@ -77,7 +77,6 @@ func TestProgramNeedsNothingBesideItself(t *testing.T) {
 	rejected(t, pod, "tcp", "[fd00:ec2::254]:80")
 }
 
-// The contract: less than 100 ms of its own time from start to exit.
 // What is put into pods knows one mode, and says so.
 func TestProgramHasModePodAlone(t *testing.T) {
 	netns.NewFarSide(t)
@@ -86,6 +85,7 @@ func TestProgramHasModePodAlone(t *testing.T) {
 	startCommand(t, pod, released(t), "--to", serviceIPv4, "--probe-timeout", "0").exits(t, 0)
 }
 
+// The contract: less than 100 ms of its own time from start to exit.
 func TestProgramIsSoonDone(t *testing.T) {
 	path := released(t)
 	netns.NewFarSide(t)

@@ -9,18 +9,30 @@ import (
 	"net/http"
 	"net/http/pprof"
 	"runtime"
+	"strings"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/iam4kube/iam4kube/internal/buildinfo"
+	"github.com/iam4kube/iam4kube/internal/listener"
 	"github.com/iam4kube/iam4kube/internal/program"
 )
 
 // DebugAddress is where profiles and dumps are served: on loopback, for kubectl
 // port-forward.
 const DebugAddress = "127.0.0.1:6060"
+
+// The kubelet, a scraper or two and an operator ask, at an address that every pod may
+// reach: many connections take nothing from anybody, many scrapes take memory.
+var limits = listener.Limits{Connections: 256, PerSource: 32}
+
+const (
+	timeout       = 10 * time.Second
+	scrapesAtOnce = 2
+)
 
 // NewRegistry returns a registry with what every program has to say of itself: what it
 // was built from, and the metrics of the Go runtime and of the process.
@@ -37,9 +49,13 @@ func NewRegistry() *prometheus.Registry {
 // Endpoints are that of --aux-listen-on, first, and with debug another on DebugAddress.
 // ready returns why the program is not ready, nil if it is. Dumps must not hold secrets.
 func Endpoints(listenOn string, debug bool, gatherer prometheus.Gatherer, ready func() error, dumps map[string]func() any) []program.Endpoint {
-	endpoints := []program.Endpoint{{Flag: "--aux-listen-on", Address: listenOn, Handler: auxHandler(gatherer, ready)}}
+	endpoints := []program.Endpoint{{
+		Flag: "--aux-listen-on", Address: listenOn, Handler: auxHandler(gatherer, ready),
+		Limits: limits, ReadTimeout: timeout, WriteTimeout: timeout,
+	}}
 	if debug {
-		endpoints = append(endpoints, program.Endpoint{Flag: "--debug", Address: DebugAddress, Handler: debugHandler(dumps)})
+		// A profile takes as long as its reader says.
+		endpoints = append(endpoints, program.Endpoint{Flag: "--debug", Address: DebugAddress, Handler: debugHandler(dumps), Limits: limits, ReadTimeout: timeout})
 	}
 	return endpoints
 }
@@ -47,7 +63,7 @@ func Endpoints(listenOn string, debug bool, gatherer prometheus.Gatherer, ready 
 // auxHandler answers /metrics, /healthz and /readyz.
 func auxHandler(gatherer prometheus.Gatherer, ready func() error) http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(gatherer, promhttp.HandlerOpts{}))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(gatherer, promhttp.HandlerOpts{MaxRequestsInFlight: scrapesAtOnce}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = fmt.Fprintln(w, "ok")
 	})
@@ -79,4 +95,40 @@ func debugHandler(dumps map[string]func() any) http.Handler {
 		})
 	}
 	return mux
+}
+
+// connections tells of each server's connections.
+type connections struct {
+	servers       []*program.Server
+	open, refused *prometheus.Desc
+}
+
+// CountConnections registers metrics of the servers' connections, by the flag that names a
+// server's address.
+func CountConnections(registry prometheus.Registerer, servers []*program.Server) {
+	registry.MustRegister(&connections{
+		servers: servers,
+		open:    prometheus.NewDesc("iam4kube_connections", "Open connections.", []string{"listener"}, nil),
+		refused: prometheus.NewDesc("iam4kube_connections_refused_total",
+			"Connections that were reset because too many are open, of the source address or in total.", []string{"listener", "reason"}, nil),
+	})
+}
+
+// Describe implements prometheus.Collector.
+func (c *connections) Describe(descs chan<- *prometheus.Desc) {
+	descs <- c.open
+	descs <- c.refused
+}
+
+// Collect implements prometheus.Collector.
+func (c *connections) Collect(metrics chan<- prometheus.Metric) {
+	for _, s := range c.servers {
+		name := strings.TrimLeft(s.Flag(), "-")
+		for _, reason := range []listener.Refusal{listener.TooManyOfSource, listener.TooMany} {
+			_, refused := s.Connections(reason)
+			metrics <- prometheus.MustNewConstMetric(c.refused, prometheus.CounterValue, float64(refused), name, string(reason))
+		}
+		open, _ := s.Connections("")
+		metrics <- prometheus.MustNewConstMetric(c.open, prometheus.GaugeValue, float64(open), name)
+	}
 }

@@ -2,6 +2,7 @@ package auxserver
 
 import (
 	"errors"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -11,6 +12,9 @@ import (
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
+	"github.com/iam4kube/iam4kube/internal/program"
 )
 
 func get(handler http.Handler, method, path string) *httptest.ResponseRecorder {
@@ -97,6 +101,67 @@ func TestRegistryHasTheProgram(t *testing.T) {
 	} {
 		if !strings.Contains(metrics, "\n"+name+" ") {
 			t.Errorf("no %s in %s", name, metrics)
+		}
+	}
+}
+
+// Scrapes take memory, so few are answered at once; they hold up no probe.
+func TestFewScrapesAtOnce(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	scraping, release := make(chan struct{}), make(chan struct{})
+	registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "iam4kube_test", Help: "Test."}, func() float64 {
+		scraping <- struct{}{}
+		<-release
+		return 1
+	}))
+	handler := auxHandler(registry, func() error { return nil })
+	answers := make(chan int, scrapesAtOnce)
+	for range scrapesAtOnce {
+		go func() { answers <- get(handler, http.MethodGet, "/metrics").Code }()
+		<-scraping
+	}
+	if answer := get(handler, http.MethodGet, "/metrics"); answer.Code != http.StatusServiceUnavailable {
+		t.Errorf("one more: %d", answer.Code)
+	}
+	for _, path := range []string{"/healthz", "/readyz"} {
+		if answer := get(handler, http.MethodGet, path); answer.Code != http.StatusOK {
+			t.Errorf("%s: %d", path, answer.Code)
+		}
+	}
+	close(release)
+	for range scrapesAtOnce {
+		if code := <-answers; code != http.StatusOK {
+			t.Errorf("a scrape: %d", code)
+		}
+	}
+}
+
+func TestConnectionsAreCounted(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	endpoints := Endpoints("127.0.0.1:0", false, registry, func() error { return nil }, nil)
+	servers, err := program.Listen(t.Context(), zap.NewNop(), endpoints...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	CountConnections(registry, servers)
+	go func() { _ = servers[0].Run(t.Context()) }()
+	url := "http://" + servers[0].Addr().String() + "/metrics"
+	response, err := http.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = response.Body.Close() }()
+	metrics, err := io.ReadAll(response.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range []string{
+		`iam4kube_connections{listener="aux-listen-on"} 1`,
+		`iam4kube_connections_refused_total{listener="aux-listen-on",reason="source"} 0`,
+		`iam4kube_connections_refused_total{listener="aux-listen-on",reason="total"} 0`,
+	} {
+		if !strings.Contains(string(metrics), line+"\n") {
+			t.Errorf("no %s in %s", line, metrics)
 		}
 	}
 }

@@ -57,6 +57,7 @@ func runNode(ctx context.Context, cfg Config, kernel dataPath, log *zap.Logger) 
 	if err != nil {
 		return err
 	}
+	auxserver.CountConnections(n.registry, servers)
 	log.Info("watching", zap.Stringer(logging.AuxAddress, servers[0].Addr()))
 	for _, s := range servers {
 		n.runs = append(n.runs, s.Run)

@@ -31,6 +31,7 @@ const (
 	Interfaces     = "interfaces"
 	Kind           = "kind"
 	Library        = "library"
+	MemoryLimit    = "memory_limit"
 	Missing        = "missing"
 	Namespace      = "namespace"
 	Node           = "node"

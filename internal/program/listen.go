@@ -11,14 +11,18 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/iam4kube/iam4kube/internal/listener"
 	"github.com/iam4kube/iam4kube/internal/logging"
 )
 
 // What a slow or a hostile client holds is bounded on every listener of every program.
 const (
-	headerTimeout  = 10 * time.Second
-	maxHeaderBytes = 32 << 10
-	idleTimeout    = 2 * time.Minute
+	idleTimeout = 2 * time.Minute
+	// bufioSlop is what net/http adds to http.Server.MaxHeaderBytes, for what its reader may
+	// have read ahead.
+	bufioSlop = 4 << 10
+	// added is over the lines that the listener may add to a header.
+	added = 64
 )
 
 // Endpoint is an address on which a program answers HTTP requests.
@@ -27,7 +31,8 @@ type Endpoint struct {
 	Flag, Address string
 	Handler       http.Handler
 	// TLS is nil for plain HTTP.
-	TLS *tls.Config
+	TLS    *tls.Config
+	Limits listener.Limits
 	// ReadTimeout bounds the reading of a request, WriteTimeout that of its header to the
 	// end of its answer; 0: no bound.
 	ReadTimeout, WriteTimeout time.Duration
@@ -38,7 +43,8 @@ type Endpoint struct {
 // Server has an Endpoint's listener.
 type Server struct {
 	http     http.Server
-	listener net.Listener
+	listener *listener.Listener
+	flag     string
 	grace    time.Duration
 }
 
@@ -47,27 +53,56 @@ type Server struct {
 func Listen(ctx context.Context, log *zap.Logger, endpoints ...Endpoint) ([]*Server, error) {
 	var servers []*Server
 	for _, e := range endpoints {
-		listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", e.Address)
+		l, err := listener.Listen(ctx, e.Address, e.Limits, log)
 		if err != nil {
 			for _, s := range servers {
 				_ = s.listener.Close() // nothing was accepted yet
 			}
 			return nil, fmt.Errorf("%s: %w", e.Flag, err)
 		}
-		servers = append(servers, &Server{listener: listener, grace: e.Grace, http: http.Server{
-			Handler:           e.Handler,
-			TLSConfig:         e.TLS,
-			ReadHeaderTimeout: headerTimeout,
-			ReadTimeout:       e.ReadTimeout,
-			WriteTimeout:      e.WriteTimeout,
-			IdleTimeout:       idleTimeout,
-			MaxHeaderBytes:    maxHeaderBytes,
-			ErrorLog:          logging.ForHTTP(log),
-			// OPTIONS * is a request like any other.
-			DisableGeneralOptionsHandler: true,
-		}})
+		servers = append(servers, newServer(l, e, log))
 	}
 	return servers, nil
+}
+
+func newServer(l *listener.Listener, e Endpoint, log *zap.Logger) *Server {
+	// HTTP/2 has bounds of its own, and nobody needs it here.
+	var protocols http.Protocols
+	protocols.SetHTTP1(true)
+	return &Server{listener: l, flag: e.Flag, grace: e.Grace, http: http.Server{
+		Handler:           sparing{e.Handler, l},
+		TLSConfig:         e.TLS,
+		Protocols:         &protocols,
+		ReadHeaderTimeout: listener.HeaderTimeout,
+		ReadTimeout:       e.ReadTimeout,
+		WriteTimeout:      e.WriteTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    listener.MaxHeaderBytes - bufioSlop + added,
+		ErrorLog:          logging.ForHTTP(log),
+		// OPTIONS * is a request like any other.
+		DisableGeneralOptionsHandler: true,
+	}}
+}
+
+// sparing ends connections with their answers while few are left.
+type sparing struct {
+	http.Handler
+	listener *listener.Listener
+}
+
+func (h sparing) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if h.listener.Scarce() {
+		w.Header().Set("Connection", "close")
+	}
+	h.Handler.ServeHTTP(w, r)
+}
+
+// Flag names the server's address.
+func (s *Server) Flag() string { return s.flag }
+
+// Connections returns how many are open, and how many were refused for that reason.
+func (s *Server) Connections(reason listener.Refusal) (open int64, refused uint64) {
+	return s.listener.Connections(reason)
 }
 
 // Addr is where the server listens.
@@ -82,7 +117,7 @@ func (s *Server) Run(ctx context.Context) error {
 			failed <- s.http.ServeTLS(s.listener, "", "")
 			return
 		}
-		failed <- s.http.Serve(s.listener)
+		failed <- s.http.Serve(listener.Headers(s.listener))
 	}()
 	select {
 	case err := <-failed:

@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -15,12 +14,14 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/iam4kube/iam4kube/internal/listener"
 )
 
 // serve listens for one endpoint and runs it until the end of ctx, which the result tells of.
 func serve(ctx context.Context, t *testing.T, e Endpoint) (address string, ended <-chan error) {
 	t.Helper()
-	e.Flag, e.Address = "--listen-on", "127.0.0.1:0"
+	e.Flag, e.Address, e.Limits = "--listen-on", "127.0.0.1:0", listener.Limits{Connections: 100, PerSource: 50}
 	servers, err := Listen(ctx, zap.NewNop(), e)
 	if err != nil {
 		t.Fatal(err)
@@ -178,9 +179,28 @@ func TestListenOpensAllOrNone(t *testing.T) {
 func TestHeadersAreBounded(t *testing.T) {
 	reached := make(chan string, 1)
 	address, _ := serve(t.Context(), t, Endpoint{Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { reached <- r.RequestURI })})
-	long := fmt.Sprintf("GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Long: %s\r\n\r\n", strings.Repeat("x", 2*maxHeaderBytes))
-	if status, _, err := answer(send(t, address, long)); status != http.StatusRequestHeaderFieldsTooLarge || err != nil {
-		t.Errorf("got %d, %v", status, err)
+	sized := func(size int) string {
+		const start, end = "GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Long: ", "\r\n\r\n"
+		return start + strings.Repeat("x", size-len(start)-len(end)) + end
+	}
+	lines := func(n int) string {
+		return "GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n" + strings.Repeat("A: b\r\n", n-2) + "\r\n"
+	}
+	for name, request := range map[string]string{
+		"a byte over 4 KiB": sized(4097), "8 KiB": sized(8192), "100 KiB": sized(100 << 10), "101 lines": lines(101), "600 lines": lines(600),
+	} {
+		if status, _, err := answer(send(t, address, request)); status != http.StatusRequestHeaderFieldsTooLarge || err != nil {
+			t.Errorf("%s: got %d, %v", name, status, err)
+		}
+	}
+	for name, request := range map[string]string{
+		"4 KiB": sized(4096), "100 lines": lines(100), "4 KiB without a Host": strings.Replace(sized(4096), "Host", "Hosp", 1),
+	} {
+		if status, _, err := answer(send(t, address, request)); status != http.StatusOK || err != nil {
+			t.Errorf("%s: got %d, %v", name, status, err)
+			continue
+		}
+		<-reached
 	}
 	if status, _, err := answer(send(t, address, "OPTIONS * HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")); status != http.StatusOK || err != nil {
 		t.Errorf("got %d, %v", status, err)

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/KimMachineGun/automemlimit/memlimit"
 	"go.uber.org/zap"
 
 	"github.com/iam4kube/iam4kube/internal/buildinfo"
@@ -69,7 +70,11 @@ func (p Program[C]) Start(ctx context.Context, arguments []string, stdout, stder
 	if err != nil {
 		return p.say(stderr, exitUsage, err)
 	}
-	log = withFirst(log, zap.String(logging.Version, buildinfo.Version()), zap.String(logging.Revision, buildinfo.Revision()))
+	memory, err := memlimit.Set() // of the cgroup: what is over it ends the process
+	if err != nil {
+		log.Warn("the garbage collector does not know the memory limit; set GOMEMLIMIT", zap.Error(err))
+	}
+	log = withFirst(log, zap.String(logging.Version, buildinfo.Version()), zap.String(logging.Revision, buildinfo.Revision()), zap.Int64(logging.MemoryLimit, memory))
 	logging.TakeOverKlog(log)
 	if err := p.Run(ctx, cfg, log); err != nil {
 		return p.say(stderr, exitFailure, err)

@@ -86,7 +86,7 @@ func TestVersionGoesToStdout(t *testing.T) {
 
 // What a log is of stands in its first line, whoever writes that and whatever the level.
 func TestFirstLineHasTheVersion(t *testing.T) {
-	const version = `"version":"unreleased","revision":"unknown"`
+	const version = `"version":"unreleased","revision":"unknown","memory_limit":`
 	run := func(log *zap.Logger) error {
 		other := log.With(zap.String("key", "value"))
 		log.Info("below the level")

@@ -15,6 +15,7 @@ import (
 
 	"github.com/iam4kube/iam4kube/internal/auxserver"
 	"github.com/iam4kube/iam4kube/internal/kube"
+	"github.com/iam4kube/iam4kube/internal/listener"
 	"github.com/iam4kube/iam4kube/internal/logging"
 	"github.com/iam4kube/iam4kube/internal/program"
 	"github.com/iam4kube/iam4kube/internal/server/credentials"
@@ -30,6 +31,10 @@ const (
 	// waitersPerAddress and waitersInTotal bound the requests that wait. Each holds
 	// a connection and a goroutine.
 	waitersPerAddress, waitersInTotal = 64, 16384
+
+	// connections and those of one source address: a connection that waits is one of them.
+	// Each takes 20 KiB at most, or 30 if its request waits.
+	connections, connectionsPerAddress = 12288, 256
 
 	// writeReserve is what a client has, after the longest wait, to read the answer.
 	writeReserve = 30 * time.Second
@@ -64,6 +69,7 @@ func Run(ctx context.Context, cfg Config, log *zap.Logger) error {
 	if err != nil {
 		return err
 	}
+	auxserver.CountConnections(s.registry, servers)
 	log.Info("serving", zap.Stringer(logging.Address, servers[0].Addr()), zap.Stringer(logging.AuxAddress, servers[1].Addr()))
 	for _, aux := range servers[1:] {
 		s.runs = append(s.runs, aux.Run)
@@ -132,7 +138,10 @@ func (s *server) build(ctx context.Context) error {
 func (s *server) endpoints() []program.Endpoint {
 	// What waits at the end may wait to its end.
 	longest := s.cfg.MaxWait + writeReserve
-	api := program.Endpoint{Flag: "--listen-on", Address: s.cfg.ListenOn, Handler: s.handler, WriteTimeout: longest, Grace: longest}
+	api := program.Endpoint{
+		Flag: "--listen-on", Address: s.cfg.ListenOn, Handler: s.handler, WriteTimeout: longest, Grace: longest,
+		Limits: listener.Limits{Connections: connections, PerSource: connectionsPerAddress},
+	}
 	return append([]program.Endpoint{api}, auxserver.Endpoints(s.cfg.AuxListenOn, s.cfg.Debug, s.registry, s.readiness.Err, map[string]func() any{
 		"pods":  func() any { return s.index.Dump() },
 		"roles": func() any { return s.cache.Dump() },

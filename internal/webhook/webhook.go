@@ -21,6 +21,7 @@ import (
 
 	"github.com/iam4kube/iam4kube/internal/auxserver"
 	"github.com/iam4kube/iam4kube/internal/kube"
+	"github.com/iam4kube/iam4kube/internal/listener"
 	"github.com/iam4kube/iam4kube/internal/logging"
 	"github.com/iam4kube/iam4kube/internal/program"
 	"github.com/iam4kube/iam4kube/internal/webhook/inject"
@@ -29,8 +30,16 @@ import (
 // Path is where the API server sends its reviews.
 const Path = "/inject"
 
-// requestTimeout is over the API server's longest time-out for a webhook, 30 s.
-const requestTimeout = 35 * time.Second
+const (
+	// readTimeout is that of a review, which the API server sends at once.
+	readTimeout = 10 * time.Second
+	// answerTimeout is over the API server's longest time-out for a webhook, 30 s.
+	answerTimeout = 35 * time.Second
+)
+
+// Each replica of the API server has a connection for each of its reviews at one time and
+// keeps 25.
+var limits = listener.Limits{Connections: 512, PerSource: 128, LargeBodies: true}
 
 // webhook is the parts that run.
 type webhook struct {
@@ -61,6 +70,7 @@ func Run(ctx context.Context, cfg Config, log *zap.Logger) error {
 	if err != nil {
 		return err
 	}
+	auxserver.CountConnections(w.registry, servers)
 	log.Info("serving", zap.Stringer(logging.Address, servers[0].Addr()), zap.Stringer(logging.AuxAddress, servers[1].Addr()))
 	for _, aux := range servers[1:] {
 		w.runs = append(w.runs, aux.Run)
@@ -109,11 +119,12 @@ func (w *webhook) endpoints() []program.Endpoint {
 		cluster: w.cluster, metrics: w.metrics, log: w.log,
 	}
 	mux := http.NewServeMux()
-	mux.Handle("POST "+Path, w.metrics.timed(&admission.Webhook{Handler: handler}))
+	mux.Handle("POST "+Path, w.metrics.timed(newBodies(&admission.Webhook{Handler: handler}, w.log)))
 	reviews := program.Endpoint{
 		Flag: "--listen-on", Address: w.cfg.ListenOn, Handler: mux,
 		TLS:         &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: w.certificate.Get},
-		ReadTimeout: requestTimeout, WriteTimeout: requestTimeout, Grace: requestTimeout,
+		Limits:      limits,
+		ReadTimeout: readTimeout, WriteTimeout: answerTimeout, Grace: answerTimeout,
 	}
 	return append([]program.Endpoint{reviews}, auxserver.Endpoints(w.cfg.AuxListenOn, w.cfg.Debug, w.registry, w.ready, map[string]func() any{
 		"service": func() any { return w.cluster.Service() },

@@ -1,0 +1,203 @@
+package listener
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"testing"
+	"testing/iotest"
+	"testing/synctest"
+	"time"
+)
+
+// pieces is a connection whose reads return one piece each.
+type pieces struct {
+	net.Conn
+	data [][]byte
+}
+
+func (c *pieces) Read(p []byte) (int, error) {
+	for len(c.data) > 0 && len(c.data[0]) == 0 {
+		c.data = c.data[1:]
+	}
+	if len(c.data) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(p, c.data[0])
+	c.data[0] = c.data[0][n:]
+	return n, nil
+}
+
+func (*pieces) SetReadDeadline(time.Time) error { return nil }
+
+func through(data string, at int) io.Reader {
+	return &headerConn{Conn: &pieces{data: [][]byte{[]byte(data[:at]), []byte(data[at:])}}}
+}
+
+// What comes out is what went in but for the lines that are added, wherever the bytes are
+// cut, and however few are read at a time.
+func TestBytesPass(t *testing.T) {
+	const token = "PUT /latest/api/token HTTP/1.1\r\nX-Ttl: 60\r\nHost: 169.254.169.254\r\n\r\n"
+	for name, tc := range map[string]struct{ in, out string }{
+		"plain":       {token, token},
+		"pipelined":   {token + token + "GET / HTTP/1.0\r\n\r\n" + token, token + token + "GET / HTTP/1.0\r\n\r\n" + token},
+		"bare feeds":  {"GET / HTTP/1.1\nhost: a\n\n" + token, "GET / HTTP/1.1\nhost: a\n\n" + token},
+		"empty line":  {"\r\n" + token, "\r\n" + token},
+		"only a body": {"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 8\r\n\r\n\r\n\r\nGET " + token, "PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 8\r\n\r\n\r\n\r\nGET " + token},
+		"no body":     {"PUT / HTTP/1.1\r\nHost: a\r\ncontent-length:0\r\n\r\n" + token, "PUT / HTTP/1.1\r\nHost: a\r\ncontent-length:0\r\n\r\n" + token},
+		"no Host":     {"GET / HTTP/1.1\r\nX: y\r\n\r\n" + token, "GET / HTTP/1.1\r\nHost: \r\nX: y\r\n\r\n" + token},
+		"no header":   {"GET / HTTP/1.1\r\n\r\n" + token, "GET / HTTP/1.1\r\nHost: \r\n\r\n" + token},
+		"no Host and a body": {
+			"PUT / HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc" + token, "PUT / HTTP/1.1\r\nHost: \r\nContent-Length: 3\r\n\r\nabc" + token,
+		},
+		"no Host twice": {"GET /1 HTTP/1.1\r\n\r\nGET /2 HTTP/1.1\r\n\r\n", "GET /1 HTTP/1.1\r\nHost: \r\n\r\nGET /2 HTTP/1.1\r\nHost: \r\n\r\n"},
+		"HTTP/1.0":      {"GET / HTTP/1.0\r\n\r\n", "GET / HTTP/1.0\r\n\r\n"},
+		"HTTP/2":        {"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"},
+		"chunks":        {"PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET / HTTP/1.1\r\n\r\n", "PUT / HTTP/1.1\r\nConnection: close\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET / HTTP/1.1\r\n\r\n"},
+		"two lengths":   {"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\nx", "PUT / HTTP/1.1\r\nConnection: close\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\nx"},
+		"odd length":    {"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: +1\r\n\r\nx", "PUT / HTTP/1.1\r\nConnection: close\r\nHost: a\r\nContent-Length: +1\r\n\r\nx"},
+		"folded":        {"PUT / HTTP/1.1\r\nHost: a\r\nX: y\r\n Content-Length: 1\r\n\r\nx", "PUT / HTTP/1.1\r\nConnection: close\r\nHost: a\r\nX: y\r\n Content-Length: 1\r\n\r\nx"},
+		"no name":       {"GET / HTTP/1.1\r\n:\r\nHost: a\r\n\r\n", "GET / HTTP/1.1\r\n:\r\nHost: a\r\n\r\n"},
+		"long body":     {"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 9000\r\n\r\n" + strings.Repeat("\n", 9000) + token, "PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 9000\r\n\r\n" + strings.Repeat("\n", 9000) + token},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for at := range len(tc.in) {
+				reader := through(tc.in, at)
+				if at%2 == 1 {
+					reader = iotest.OneByteReader(reader)
+				}
+				if at > 200 {
+					reader = bufio.NewReaderSize(reader, 4096)
+				}
+				out, err := io.ReadAll(reader)
+				if string(out) != tc.out || err != nil {
+					t.Fatalf("cut at %d: %v, got\n%q, want\n%q", at, err, out, tc.out)
+				}
+			}
+		})
+	}
+}
+
+// Nothing of a header that is too large is kept but its first line, and what follows it is
+// never taken for another request.
+func TestTooLargeHeaderNeverEnds(t *testing.T) {
+	const next = "GET /next HTTP/1.1\r\nHost: a\r\n\r\n"
+	for name, large := range map[string]string{
+		"bytes":             "GET /long HTTP/1.1\r\nX: " + strings.Repeat("y", MaxHeaderBytes) + "\r\n\r\n",
+		"lines":             "GET /long HTTP/1.1\r\n" + strings.Repeat("a:b\r\n", maxHeaderLines) + "\r\n",
+		"without a line":    strings.Repeat("G", MaxHeaderBytes+1),
+		"without an end":    "GET /long HTTP/1.1\r\nX: " + strings.Repeat("y", 10*MaxHeaderBytes),
+		"in the first line": "GET /" + strings.Repeat("y", MaxHeaderBytes) + " HTTP/1.1\r\n\r\n",
+	} {
+		for _, cut := range []int{0, 1, 20, 400, MaxHeaderBytes / 2, len(large)} {
+			reader := through(large+next, min(cut, len(large)))
+			out, err := io.ReadAll(io.LimitReader(reader, 100<<10))
+			if err != nil || len(out) != 100<<10 || bytes.Contains(out, []byte("\r\n\r\n")) || bytes.Contains(out, []byte("/next")) {
+				t.Errorf("%s, cut at %d: %v, %d bytes: %.60q", name, cut, err, len(out), out)
+			}
+			if kept := cap(reader.(*headerConn).kept); kept > MaxHeaderBytes+1024 {
+				t.Errorf("%s, cut at %d: %d bytes are kept", name, cut, kept)
+			}
+		}
+	}
+}
+
+// A header has three seconds from its first byte, however its reader's deadline is moved,
+// and the time between requests is the reader's affair.
+func TestHeaderTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ours, theirs := net.Pipe()
+		defer func() { _, _ = ours.Close(), theirs.Close() }()
+		c := &headerConn{Conn: ours}
+		write := func(s string) {
+			if _, err := io.WriteString(theirs, s); err != nil {
+				t.Error(err)
+			}
+		}
+		buffer := make([]byte, 4096)
+		_ = c.SetReadDeadline(time.Now().Add(time.Hour))
+		go func() {
+			time.Sleep(time.Minute) //nolint:forbidigo // the bubble's clock
+			write("GET / HTTP/1.1\r\n")
+			time.Sleep(2 * time.Second) //nolint:forbidigo // the bubble's clock
+			write("Host: a\r\n\r\n")
+			time.Sleep(10 * time.Second) //nolint:forbidigo // the bubble's clock
+			write("GET")
+			time.Sleep(time.Second) //nolint:forbidigo // the bubble's clock
+			_ = c.SetReadDeadline(time.Time{})
+			write(" /")
+		}()
+		if n, err := c.Read(buffer); n == 0 || err != nil {
+			t.Fatalf("%d, %v", n, err)
+		}
+		start := time.Now()
+		n, err := c.Read(buffer)
+		if took := time.Since(start); n != 0 || !errors.Is(err, os.ErrDeadlineExceeded) || took != 13*time.Second {
+			t.Errorf("%d, %v after %v", n, err, took)
+		}
+	})
+}
+
+// A reader that is told to give up does, also in the midst of a header, and goes on later.
+func TestReaderGivesUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ours, theirs := net.Pipe()
+		defer func() { _, _ = ours.Close(), theirs.Close() }()
+		c := &headerConn{Conn: ours}
+		go func() { _, _ = io.WriteString(theirs, "GET / HTTP/1.1\r\n") }()
+		failed := make(chan error)
+		go func() {
+			_, err := c.Read(make([]byte, 1)) // as net/http does beside a handler
+			failed <- err
+		}()
+		synctest.Wait()
+		_ = c.SetReadDeadline(time.Now())
+		if err := <-failed; !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatal(err)
+		}
+		_ = c.SetReadDeadline(time.Time{})
+		go func() { _, _ = io.WriteString(theirs, "Host: a\r\n\r\n") }()
+		if r, err := http.ReadRequest(bufio.NewReader(c)); err != nil || r.Host != "a" {
+			t.Errorf("%v, %v", r, err)
+		}
+	})
+}
+
+// Whatever comes, net/http understands the same requests, but for those that it refuses
+// without a Host, and those after a body of unknown length.
+func FuzzHeaders(f *testing.F) {
+	f.Add([]byte("GET / HTTP/1.1\r\nHost: a\r\n\r\nPUT /x HTTP/1.1\r\nHost: b\r\nContent-Length: 3\r\n\r\nabcGET / HTTP/1.0\r\n\r\n"), uint16(20))
+	f.Add([]byte("PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n"), uint16(3))
+	f.Fuzz(func(t *testing.T, data []byte, cut uint16) {
+		if len(data) > MaxHeaderBytes {
+			return
+		}
+		plain, ours := bufio.NewReader(bytes.NewReader(data)), bufio.NewReader(through(string(data), min(int(cut), len(data))))
+		for {
+			a, errA := http.ReadRequest(plain)
+			b, errB := http.ReadRequest(ours)
+			if errA != nil {
+				return
+			}
+			if errB != nil || a.Method != b.Method || a.RequestURI != b.RequestURI || a.Host != b.Host || a.ContentLength != b.ContentLength {
+				if lines := bytes.Count(data, []byte{'\n'}); lines > maxHeaderLines {
+					return
+				}
+				t.Fatalf("%+v, %v; want %+v", b, errB, a)
+			}
+			if b.Close && !a.Close {
+				return
+			}
+			bodyA, errA := io.ReadAll(a.Body)
+			bodyB, errB := io.ReadAll(b.Body)
+			if !bytes.Equal(bodyA, bodyB) || (errA == nil) != (errB == nil) {
+				t.Fatalf("%q, %v; want %q, %v", bodyB, errB, bodyA, errA)
+			}
+		}
+	})
+}

@@ -6,6 +6,7 @@ package server
 import (
 	"context"
 	"fmt"
+	"runtime/debug"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -28,9 +29,9 @@ import (
 )
 
 const (
-	// waitersPerAddress and waitersInTotal bound the requests that wait. Each holds
-	// a connection and a goroutine.
-	waitersPerAddress, waitersInTotal = 64, 16384
+	// waitersPerAddress bounds the requests of one address that wait. All those that wait
+	// take a quarter of the memory limit at most; without one there are mostPlaces.
+	waitersPerAddress, mostPlaces = 64, 32768
 
 	// connections and those of one source address: a connection that waits is one of them.
 	// Each takes 20 KiB at most, or 30 if its request waits.
@@ -111,7 +112,7 @@ func (s *server) build(ctx context.Context) error {
 		return err
 	}
 
-	hub := waiting.NewHub(waitersPerAddress, waitersInTotal)
+	hub := waiting.NewHub(waitersPerAddress, waitingPlaces(debug.SetMemoryLimit(-1)))
 	events := podevents.New(client.CoreV1(), s.registry, s.log)
 	s.cache = credentials.New(assumer, hub, s.registry, s.log)
 	s.index = identity.New(hub, s.cache, events, s.cfg.SessionDuration, s.registry)
@@ -132,6 +133,12 @@ func (s *server) build(ctx context.Context) error {
 		s.watches.Run, s.tokens.Run, events.Run, s.cache.Run, s.readiness.Run,
 	}
 	return nil
+}
+
+// waitingPlaces is how many requests may wait, with this limit of the Go runtime's memory
+// in bytes.
+func waitingPlaces(memoryLimit int64) int {
+	return int(min(memoryLimit/4/metadata.WaitBytes, mostPlaces))
 }
 
 // endpoints are that of the metadata API, first, and the auxiliary ones.

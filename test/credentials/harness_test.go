@@ -194,7 +194,7 @@ func (s *simulation) want(roles ...*role.Role) {
 // await returns once the role has credentials or is denied, or ctx ends: what a
 // request does in package metadata.
 func (s *simulation) await(ctx context.Context, r *role.Role) (*credentials.Issued, error) {
-	waiter, err := s.hub.Join(netip.IPv4Unspecified())
+	waiter, err := s.hub.Join(netip.IPv4Unspecified(), "")
 	if err != nil {
 		return nil, err
 	}

@@ -176,7 +176,7 @@ func TestBackOffOfDeniedRole(t *testing.T) {
 			go s.poll(ctx, polled)
 		}
 		// A pod gets the denial at once, so nobody waits for long. Should somebody:
-		waiter, err := s.hub.Join(netip.IPv4Unspecified())
+		waiter, err := s.hub.Join(netip.IPv4Unspecified(), "")
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -15,13 +15,10 @@ import (
 
 const page = "troubleshooting.md"
 
-// unseen are texts of errors that are told by their kind, with a text of their own.
-var unseen = []string{"too many requests are waiting"}
-
 // texts are all that users can be given.
 func texts(t *testing.T) []string {
 	t.Helper()
-	all := slices.DeleteFunc(Texts(t, "cmd", "internal"), func(s string) bool { return slices.Contains(unseen, s) })
+	all := Texts(t, "cmd", "internal")
 	for _, file := range []string{"server-nodes-policy.yaml", "webhook-policy.yaml"} {
 		content, err := os.ReadFile(checkout.Path("manifests", "base", file))
 		if err != nil {

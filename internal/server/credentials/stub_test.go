@@ -94,7 +94,7 @@ func rolesOf(namespace string, n int) (roles []*role.Role) {
 // watch is somebody who waits for the role until the test ends.
 func watch(t *testing.T, c *Cache, r *role.Role) {
 	t.Helper()
-	waiter, err := c.hub.Join(waiterAddress)
+	waiter, err := c.hub.Join(waiterAddress, "")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -425,7 +425,7 @@ func TestAnnounced(t *testing.T) {
 // of a new node may be seen after the first request of its hostNetwork pods.
 func TestNodeAddressWakes(t *testing.T) {
 	w, claim := newWorld(), from("10.9.9.9")
-	waiter, err := w.hub.Join(claim)
+	waiter, err := w.hub.Join(claim, "")
 	if err != nil {
 		t.Fatal(err)
 	}

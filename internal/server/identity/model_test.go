@@ -282,7 +282,7 @@ func (h *history) tell(what string, related func(address string, p *Pod) bool, d
 		}
 	}()
 	for _, address := range addresses {
-		waiter, err := h.index.hub.Join(from(address))
+		waiter, err := h.index.hub.Join(from(address), "")
 		if err != nil {
 			return err
 		}

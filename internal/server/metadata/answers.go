@@ -56,8 +56,9 @@ func notFound() answer {
 	return text(http.StatusNotFound, "iam4kube: not found; of the metadata API only credentials, placement and the instance identity document are served")
 }
 
-func tooMany() answer {
-	a := text(http.StatusTooManyRequests, "iam4kube: too many requests are waiting; try again in a second")
+// tooMany answers where there is no place to wait.
+func tooMany(full error) answer {
+	a := text(http.StatusTooManyRequests, "iam4kube: "+full.Error()+"; try again in a second")
 	a.retry = true
 	return a
 }

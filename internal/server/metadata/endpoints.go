@@ -21,11 +21,13 @@ const annotationWait = time.Minute
 // for one.
 type view struct {
 	answer *answer
-	// missing, keys and giveUp are set if answer is nil: what to wait for, what to
-	// watch meanwhile, and what to answer when the wait has ended.
-	missing diagnosis.Piece
-	keys    []any
-	giveUp  func() answer
+	// missing, keys, namespace and giveUp are set if answer is nil: what to wait for, what
+	// to watch meanwhile, in whose places to wait, and what to answer when the wait has
+	// ended.
+	missing   diagnosis.Piece
+	keys      []any
+	namespace string
+	giveUp    func() answer
 	// until ends the wait early, unless it is zero.
 	until time.Time
 }
@@ -33,11 +35,15 @@ type view struct {
 func done(a answer) view { return view{answer: &a} }
 
 func wait(c identity.Caller, lastFailure *sts.Error) view {
-	return view{
+	v := view{
 		missing: c.Missing,
 		keys:    c.Keys(),
 		giveUp:  func() answer { return missing(c, lastFailure) },
 	}
+	if c.Pod != nil {
+		v.namespace = c.Pod.Namespace
+	}
+	return v
 }
 
 // viewPod is for what needs just the pod.

@@ -117,10 +117,13 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, t target) answer
 		return text(http.StatusMethodNotAllowed, "iam4kube: method not allowed")
 	case t.endpoint == endpointToken:
 		return s.newToken(w, r, from)
-	case t.endpoint == endpointReady:
-		return s.ready(r.Context(), claim, t.query)
-	case !s.tokenAccepted(r, from):
+	case t.endpoint != endpointReady && !s.tokenAccepted(r, from):
 		return text(http.StatusUnauthorized, "iam4kube: the session token is missing, invalid or expired, or another pod's; get one with PUT "+pathToken)
+	}
+	// A map of many short lines takes 20 times their size, for as long as the request waits.
+	r.Header = nil
+	if t.endpoint == endpointReady {
+		return s.ready(r.Context(), claim, t.query)
 	}
 	return s.await(r.Context(), claim, s.cfg.MaxWait, func() view { return s.look(claim, t) })
 }
@@ -157,6 +160,10 @@ func (s *Server) ready(ctx context.Context, claim identity.Claim, query string) 
 	return s.await(ctx, claim, min(wait, s.cfg.MaxWait), func() view { return s.readyView(claim) })
 }
 
+// WaitBytes is what a waiting request takes of the memory at most, with its connection,
+// whatever its client sends in a header of up to 4 KiB.
+const WaitBytes = 32 << 10
+
 // patience is how long a client that went away has to have waited for what it
 // missed to be told. AWS SDKs give an attempt one second and would otherwise fail
 // without a trace; whoever leaves sooner had another reason.
@@ -186,14 +193,17 @@ func (s *Server) wait(ctx context.Context, claim identity.Claim, deadline time.T
 		s.metrics.waited(first, outcome, time.Since(start))
 		return &a
 	}
-	waiter, err := s.cfg.Hub.Join(claim)
+	waiter, err := s.cfg.Hub.Join(claim, v.namespace)
 	if err != nil {
-		return end(outcomeRefused, tooMany())
+		return end(outcomeRefused, tooMany(err))
 	}
 	defer waiter.Leave()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
+		if err := waiter.Stay(v.namespace); err != nil {
+			return end(outcomeRefused, tooMany(err))
+		}
 		// The first look may be older than the watch: a change in between would wake
 		// nobody.
 		isNew := waiter.Watch(v.keys...)

@@ -47,6 +47,10 @@ const (
 	pathToken = "/latest/api/token"
 	pathReady = "/iam4kube/ready"
 	pathRoles = "/meta-data/iam/security-credentials"
+
+	// maxEscapedName is the length of the longest name of a role, 64 characters, with each
+	// of them escaped. A longer one is no role's, so no request waits with it.
+	maxEscapedName = 3 * 64
 )
 
 // route compares the request target as the client sent it: nothing is decoded,
@@ -75,7 +79,7 @@ func route(requestURI string) target {
 	default:
 		escaped, found := strings.CutPrefix(rest, pathRoles+"/")
 		name, err := url.PathUnescape(escaped)
-		if !found || err != nil || strings.Contains(escaped, "/") {
+		if !found || err != nil || strings.Contains(escaped, "/") || len(escaped) > maxEscapedName {
 			return target{endpoint: endpointNone}
 		}
 		return target{endpoint: endpointCredentials, role: name}

@@ -45,6 +45,8 @@ func TestRoute(t *testing.T) {
 		{"/latest/meta-data/iam/security-credentials/team%2Fapp", role("team/app")},
 		{"/latest/meta-data/iam/security-credentials/app%00", role("app\x00")},
 		{"/latest/meta-data/iam/security-credentials/..", role("..")},
+		{"/latest/meta-data/iam/security-credentials/" + strings.Repeat("%41", 64), role(strings.Repeat("A", 64))},
+		{"/latest/meta-data/iam/security-credentials/" + strings.Repeat("a", 193), none},
 		{"/latest/meta-data/iam/security-credentials/app/", none},
 		{"/latest/meta-data/iam/security-credentials//app", none},
 		{"/latest/meta-data/iam/security-credentials/team/app", none},

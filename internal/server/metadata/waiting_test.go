@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -568,34 +569,132 @@ func (e *edge) waitingNow(t *testing.T) (sum float64) {
 	return sum
 }
 
-// Requests over either limit get 429 at once; those that wait go on waiting, and what
-// needs no wait is answered as ever.
+// Requests over a limit get 429 at once, which says which limit; those that wait go on
+// waiting, and what needs no wait is answered as ever.
 func TestWaitersAreLimited(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		e := newEdge(t, 15*time.Second, waiting.NewHub(2, 3))
+		e := newEdge(t, 15*time.Second, waiting.NewHub(2, 6)) // 3 for unknown addresses, 3 for pods
 		e.setAccount(account("warm", "one"))
 		e.setPod(pod("warm", "10.0.0.9", 0))
 		e.sts.verdict("one") <- nil
 		synctest.Wait()
-		var waits []func() (*httptest.ResponseRecorder, time.Duration)
-		for _, from := range []string{ip, ip, "10.0.0.2"} {
-			waits = append(waits, e.began(t.Context(), from, list))
+		e.setPod(pod("a", "10.0.1.1", 0))
+		e.setPod(pod("b", "10.0.1.2", 0))
+		unknown := []func() (*httptest.ResponseRecorder, time.Duration){
+			e.began(t.Context(), ip, list), e.began(t.Context(), ip, list), e.began(t.Context(), "10.0.0.2", list),
 		}
-		for _, from := range []string{ip, "10.0.0.3", "10.0.0.2"} {
+		known := []func() (*httptest.ResponseRecorder, time.Duration){
+			e.began(t.Context(), "10.0.1.1", list), e.began(t.Context(), "10.0.1.1", list), e.began(t.Context(), "10.0.1.2", list),
+		}
+		for from, says := range map[string]string{
+			ip:         "requests of this address are waiting",
+			"10.0.0.2": "addresses that are no pod's are waiting",
+			"10.0.1.2": "the pod's namespace are waiting",
+		} {
 			got, took := e.get(t.Context(), from, list)
-			check(t, "one too many", got, took, http.StatusTooManyRequests, 0)
+			check(t, "one too many", got, took, http.StatusTooManyRequests, 0, says)
 			if got.Header().Get("Retry-After") == "" {
 				t.Error("no Retry-After")
 			}
 		}
 		got, took := e.get(t.Context(), "10.0.0.9", list+"one")
 		check(t, "warm", got, took, http.StatusOK, 0, "ASIA-one")
-		for _, answer := range waits {
+		for _, answer := range unknown {
 			got, took := answer()
 			check(t, "the ones before", got, took, http.StatusServiceUnavailable, 15*time.Second, "missing pod")
 		}
-		got, took = e.get(t.Context(), "10.0.0.3", list)
+		for _, answer := range known {
+			got, took := answer()
+			check(t, "the ones before", got, took, http.StatusServiceUnavailable, 15*time.Second, "missing service-account")
+		}
+		got, took = e.get(t.Context(), ip, list)
 		check(t, "room again", got, took, http.StatusServiceUnavailable, 15*time.Second)
+	})
+}
+
+// 256 addresses that are no pod's ask as often as they can, and so do the pods of a
+// namespace: those of others wait and are answered, whether they are known already or not.
+func TestOthersWaitDuringAFlood(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e := newEdge(t, time.Hour, waiting.NewHub(64, 1024))
+		flood, stop := context.WithCancel(t.Context())
+		var requests sync.WaitGroup
+		statuses := make([]int, 0, 2*256*64)
+		var mu sync.Mutex
+		ask := func(from string) {
+			requests.Go(func() {
+				got, _ := e.get(flood, from, list)
+				mu.Lock()
+				defer mu.Unlock()
+				statuses = append(statuses, got.Code)
+			})
+		}
+		for i := range 256 {
+			e.setPod(pod(fmt.Sprint("hostile-", i), fmt.Sprint("10.2.0.", i), 0)) // without a ServiceAccount
+			for range 16 {
+				ask(fmt.Sprint("10.1.0.", i))
+				ask(fmt.Sprint("10.2.0.", i))
+			}
+			synctest.Wait() // goroutines are limited with the race detector
+		}
+		inNamespace := func(p *corev1.Pod) *corev1.Pod { p.Namespace = "others"; return p }
+		e.setPod(inNamespace(pod("known", "10.0.0.1", 0)))
+		known, late := e.began(t.Context(), "10.0.0.1", list), e.began(t.Context(), "10.0.0.2", list)
+		e.setPod(inNamespace(pod("late", "10.0.0.2", 0)))
+		for _, name := range []string{"known", "late"} {
+			a := account(name, name)
+			a.Namespace = "others"
+			e.setAccount(a)
+		}
+		for name, answer := range map[string]func() (*httptest.ResponseRecorder, time.Duration){"known": known, "late": late} {
+			got, took := answer()
+			check(t, name, got, took, http.StatusOK, 0, name)
+		}
+		stop()
+		requests.Wait()
+		refused := len(slices.DeleteFunc(statuses, func(status int) bool { return status != http.StatusTooManyRequests }))
+		if least := 2*256*16 - 1024; refused < least {
+			t.Errorf("%d were refused, want %d at least", refused, least)
+		}
+		if e.hub.Len() != 0 {
+			t.Errorf("%d still wait", e.hub.Len())
+		}
+	})
+}
+
+// A request that waits for its pod waits in the places of the pod's namespace once that is
+// known, and ends when its place is given to somebody else.
+func TestPlacesChange(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e := newEdge(t, 15*time.Second, waiting.NewHub(3, 4)) // 2 for unknown addresses, 2 for pods
+		first, second := e.began(t.Context(), ip, list), e.began(t.Context(), ip, list)
+		if got, _ := e.get(t.Context(), ip, list); got.Code != http.StatusTooManyRequests {
+			t.Errorf("%d %s", got.Code, got.Body)
+		}
+		e.setPod(pod("a", ip, 0))
+		synctest.Wait()
+		third := e.began(t.Context(), "10.0.0.2", list)
+		time.Sleep(time.Second) //nolint:forbidigo // the bubble's clock
+		e.setPod(pod("b", "10.0.0.2", 0))
+		got, took := third()
+		check(t, "third of its namespace", got, took, http.StatusTooManyRequests, time.Second, "the pod's namespace are waiting")
+		elsewhere := pod("c", "10.0.0.3", 0)
+		elsewhere.Namespace = "other"
+		e.setPod(elsewhere)
+		other := e.began(t.Context(), "10.0.0.3", list)
+		ended := map[int]int{}
+		for _, answer := range []func() (*httptest.ResponseRecorder, time.Duration){first, second, other} {
+			got, took := answer()
+			ended[got.Code]++
+			if got.Code == http.StatusTooManyRequests {
+				check(t, "displaced", got, took, http.StatusTooManyRequests, time.Second, "the pod's namespace are waiting")
+				continue
+			}
+			check(t, "stays", got, took, http.StatusServiceUnavailable, 15*time.Second, "missing service-account")
+		}
+		if ended[http.StatusTooManyRequests] != 1 {
+			t.Errorf("%v, want one that lost its place", ended)
+		}
 	})
 }
 

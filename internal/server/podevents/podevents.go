@@ -28,7 +28,7 @@ import (
 const (
 	// perSecond and burst limit the writes of one replica to the API server.
 	perSecond, burst = 5, 50
-	// queueLength is how many events wait for their write; more are dropped.
+	// queueLength is how many events of each kind wait for their write; more are dropped.
 	queueLength = 1000
 	// repeatAfter is when a failure that goes on is told again.
 	repeatAfter = 10 * time.Minute
@@ -45,11 +45,13 @@ type Recorder struct {
 	events  func(namespace string) corev1client.EventInterface
 	log     *zap.Logger
 	limiter *rate.Limiter
-	// failures go before successes.
-	failures, successes chan event
-	total               *prometheus.CounterVec
+	total   *prometheus.CounterVec
+	// more gets a value when an event was recorded since it was last read.
+	more chan struct{}
 
 	mu sync.Mutex
+	// failures go before successes.
+	failures, successes queue
 	// told is when each reason was last told of a pod.
 	told map[types.UID]map[diagnosis.Reason]time.Time
 }
@@ -66,8 +68,9 @@ func New(client corev1client.EventsGetter, registry prometheus.Registerer, log *
 		events:    client.Events,
 		log:       log,
 		limiter:   rate.NewLimiter(perSecond, burst),
-		failures:  make(chan event, queueLength),
-		successes: make(chan event, queueLength),
+		more:      make(chan struct{}, 1),
+		failures:  queue{namespaces: map[string][]event{}},
+		successes: queue{namespaces: map[string][]event{}},
 		total: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "iam4kube_events_total",
 			Help: "Kubernetes events by what became of them: written, dropped because too many waited, or failed.",
@@ -85,17 +88,21 @@ func New(client corev1client.EventsGetter, registry prometheus.Registerer, log *
 // in the life of a pod, and only of pods that came after this server.
 func (r *Recorder) Record(pod *identity.Pod, d diagnosis.Diagnosis) {
 	now := time.Now()
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	if d.Reason == diagnosis.Serving && !pod.Life.Announced || !r.isNews(pod.UID, d.Reason, now) {
 		return
 	}
-	queue := r.failures
+	queue := &r.failures
 	if d.Reason == diagnosis.Serving {
-		queue = r.successes
+		queue = &r.successes
+	}
+	if !queue.push(event{pod, d, now}) {
+		r.total.WithLabelValues("dropped").Inc()
 	}
 	select {
-	case queue <- event{pod, d, now}:
-	default:
-		r.total.WithLabelValues("dropped").Inc()
+	case r.more <- struct{}{}:
+	default: // the writer is awake already
 	}
 }
 
@@ -106,9 +113,8 @@ func (r *Recorder) Gone(pod *identity.Pod) {
 	delete(r.told, pod.UID)
 }
 
+// isNews needs mu.
 func (r *Recorder) isNews(uid types.UID, reason diagnosis.Reason, now time.Time) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
 	reasons := r.told[uid]
 	if last, told := reasons[reason]; told && (reason == diagnosis.Serving || now.Sub(last) < repeatAfter) {
 		return false
@@ -134,19 +140,25 @@ func (r *Recorder) Run(ctx context.Context) error {
 }
 
 func (r *Recorder) next(ctx context.Context) (event, bool) {
-	select {
-	case e := <-r.failures:
-		return e, true
-	default:
+	for {
+		if e, ok := r.pop(); ok {
+			return e, true
+		}
+		select {
+		case <-r.more:
+		case <-ctx.Done():
+			return event{}, false
+		}
 	}
-	select {
-	case e := <-r.failures:
+}
+
+func (r *Recorder) pop() (event, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if e, ok := r.failures.pop(); ok {
 		return e, true
-	case e := <-r.successes:
-		return e, true
-	case <-ctx.Done():
-		return event{}, false
 	}
+	return r.successes.pop()
 }
 
 // write creates the event, or counts up the one that this or another replica has

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
@@ -389,5 +390,92 @@ func TestObject(t *testing.T) {
 	}
 	if len(names) != 4 {
 		t.Errorf("names: %v", names)
+	}
+}
+
+// A namespace whose pods fail by the thousands fills neither the queue nor the time of the
+// writer: the events of others are written as if each namespace had its own.
+func TestNamespaceCannotFillTheQueue(t *testing.T) {
+	inNamespace := func(namespace, name string) *identity.Pod {
+		p := pod(namespace + "-" + name)
+		p.Namespace = namespace
+		return p
+	}
+	for name, before := range map[string]bool{"others come before": true, "others come after": false} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRecorder()
+				others := func() {
+					for i := range 20 {
+						for _, namespace := range []string{"a", "b"} {
+							r.Record(inNamespace(namespace, fmt.Sprint(i)), say(diagnosis.RoleDenied, ""))
+						}
+					}
+				}
+				flood := func() {
+					for i := range 3 * queueLength {
+						r.Record(inNamespace("hostile", fmt.Sprint(i)), say(diagnosis.RoleMissing, ""))
+					}
+				}
+				if before {
+					others()
+				}
+				flood()
+				if !before {
+					others()
+				}
+				if n := r.count(t, "dropped"); n != 2*queueLength+40 {
+					t.Errorf("%d dropped", n)
+				}
+				r.run(t)
+				elapse(time.Duration(3*20-burst) * time.Second / perSecond)
+				_, order := r.store.seen()
+				written := map[string]int{}
+				for _, pod := range order {
+					namespace, _, _ := strings.Cut(pod, "-")
+					written[namespace]++
+				}
+				if written["a"] != 20 || written["b"] != 20 || written["hostile"] != 20 {
+					t.Errorf("written by namespace: %v", written)
+				}
+				elapse(time.Hour)
+				if n := r.count(t, "written"); n != queueLength {
+					t.Errorf("%d written", n)
+				}
+			})
+		})
+	}
+}
+
+// Events come and go in any order: none is lost, none counted twice, and no namespace is
+// left without its turn.
+func TestQueueInAnyOrder(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	q := queue{namespaces: map[string][]event{}}
+	waiting := 0
+	for i := range 200_000 {
+		if random.IntN(3) == 0 {
+			if _, ok := q.pop(); ok != (waiting > 0) {
+				t.Fatalf("%v with %d waiting", ok, waiting)
+			}
+			waiting = max(0, waiting-1)
+			continue
+		}
+		p := pod("p")
+		p.Namespace = fmt.Sprint(min(random.IntN(i/100+1), random.IntN(3000)))
+		if q.push(event{pod: p}) {
+			waiting++
+		}
+		if len(q.turns) != len(q.namespaces) || q.length != waiting || waiting > queueLength {
+			t.Fatalf("%d turns of %d namespaces, %d events, want %d", len(q.turns), len(q.namespaces), q.length, waiting)
+		}
+	}
+	for _, events := range q.namespaces {
+		if waiting -= len(events); len(events) == 0 {
+			t.Error("a namespace without events")
+		}
+	}
+	if waiting != 0 {
+		t.Errorf("%d events too few", waiting)
 	}
 }

@@ -30,7 +30,7 @@ const (
 // receiveBuffer is what the kernel may keep of a connection's unread bytes, in bytes; it
 // takes twice as much for its own use (socket(7), SO_RCVBUF). It is the container's memory,
 // too, and grows to megabytes without a bound.
-const receiveBuffer = 8 << 10
+const receiveBuffer = 4 << 10
 
 // Limits of a listener.
 type Limits struct {

@@ -33,8 +33,8 @@ const (
 	// take a quarter of the memory limit at most; without one there are mostPlaces.
 	waitersPerAddress, mostPlaces = 64, 32768
 
-	// connections and those of one source address: a connection that waits is one of them.
-	// Each takes 20 KiB at most, or 30 if its request waits.
+	// connections and those of one source address. Each takes 24 KiB at most, or
+	// metadata.WaitBytes while its request waits.
 	connections, connectionsPerAddress = 12288, 256
 
 	// writeReserve is what a client has, after the longest wait, to read the answer.

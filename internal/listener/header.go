@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"net"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -185,9 +186,9 @@ func (c *headerConn) CloseWrite() error {
 // section 2.2. Whatever is unusual in what tells the length of the body makes it endless:
 // net/http decides what it is.
 type head struct {
-	// lastLine is where the line begins that is not complete yet, lines how many are, end
-	// where the header ends, 0 as long as that has not come.
-	lastLine, lines, end int
+	// lastLine is where the line begins that is not complete yet, lines how many are, and
+	// emptyLine and end are where the header's last one is, 0 as long as that has not come.
+	lastLine, lines, emptyLine, end int
 	// firstLine is the length of the request line with its end.
 	firstLine          int
 	http11, host, long bool
@@ -207,7 +208,7 @@ func (h *head) scan(data []byte) bool {
 		h.lastLine += n + 1
 		switch {
 		case len(line) == 0:
-			h.end = h.lastLine
+			h.emptyLine, h.end = h.lastLine-n-1, h.lastLine
 		case h.lines == 0:
 			h.firstLine, h.http11 = h.lastLine, bytes.HasSuffix(line, []byte(" HTTP/1.1"))
 			h.lines++
@@ -242,18 +243,19 @@ func (h *head) edited() bool {
 	return h.addsHost() || h.endless || h.end > MaxHeaderBytes || h.lines > maxHeaderLines
 }
 
-// edit adds the lines that are missing behind the request line.
+// edit adds the lines that are missing. They are the last ones: a first line that goes on
+// another stays the error that it is.
 func (h *head) edit(data []byte) []byte {
 	var added []byte
 	if h.addsHost() {
 		added = append(added, "Host: \r\n"...)
 	}
-	if h.endless && h.firstLine > 0 {
+	if h.endless {
 		added = append(added, "Connection: close\r\n"...)
 	}
 	if len(added) == 0 {
 		return data
 	}
 	h.end += len(added)
-	return bytes.Join([][]byte{data[:h.firstLine], added, data[h.firstLine:]}, nil)
+	return slices.Insert(data, h.emptyLine, added...)
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -36,6 +37,10 @@ type Endpoint struct {
 	// ReadTimeout bounds the reading of a request, WriteTimeout that of its header to the
 	// end of its answer; 0: no bound.
 	ReadTimeout, WriteTimeout time.Duration
+	// Drain is how long requests are still taken at the end, each the last of its connection:
+	// a client that sends one on a kept connection while that is closed does not know whether
+	// it has arrived, and repeats no POST.
+	Drain time.Duration
 	// Grace is how long requests may take that are under way at the end; 0: they are cut.
 	Grace time.Duration
 }
@@ -45,6 +50,8 @@ type Server struct {
 	http     http.Server
 	listener *listener.Listener
 	flag     string
+	ending   atomic.Bool
+	drain    time.Duration
 	grace    time.Duration
 }
 
@@ -69,8 +76,9 @@ func newServer(l *listener.Listener, e Endpoint, log *zap.Logger) *Server {
 	// HTTP/2 has bounds of its own, and nobody needs it here.
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
-	return &Server{listener: l, flag: e.Flag, grace: e.Grace, http: http.Server{
-		Handler:           sparing{e.Handler, l},
+	s := &Server{listener: l, flag: e.Flag, drain: e.Drain, grace: e.Grace}
+	s.http = http.Server{
+		Handler:           s.sparing(e.Handler),
 		TLSConfig:         e.TLS,
 		Protocols:         &protocols,
 		ReadHeaderTimeout: listener.HeaderTimeout,
@@ -81,20 +89,18 @@ func newServer(l *listener.Listener, e Endpoint, log *zap.Logger) *Server {
 		ErrorLog:          logging.ForHTTP(log),
 		// OPTIONS * is a request like any other.
 		DisableGeneralOptionsHandler: true,
-	}}
-}
-
-// sparing ends connections with their answers while few are left.
-type sparing struct {
-	http.Handler
-	listener *listener.Listener
-}
-
-func (h sparing) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if h.listener.Scarce() {
-		w.Header().Set("Connection", "close")
 	}
-	h.Handler.ServeHTTP(w, r)
+	return s
+}
+
+// sparing ends connections with their answers while few are left, and at the end.
+func (s *Server) sparing(handler http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if s.listener.Scarce() || s.ending.Load() {
+			w.Header().Set("Connection", "close")
+		}
+		handler.ServeHTTP(w, r)
+	})
 }
 
 // Flag names the server's address.
@@ -108,8 +114,8 @@ func (s *Server) Connections(reason listener.Refusal) (open int64, refused uint6
 // Addr is where the server listens.
 func (s *Server) Addr() net.Addr { return s.listener.Addr() }
 
-// Run answers requests until ctx ends, and then those that are under way for as long as
-// the endpoint allows.
+// Run answers requests until ctx ends and for the endpoint's Drain after that, and then
+// those that are under way for its Grace.
 func (s *Server) Run(ctx context.Context) error {
 	failed := make(chan error, 1)
 	go func() {
@@ -123,6 +129,14 @@ func (s *Server) Run(ctx context.Context) error {
 	case err := <-failed:
 		return fmt.Errorf("serve: %w", err)
 	case <-ctx.Done():
+	}
+	s.ending.Store(true)
+	drain := time.NewTimer(s.drain)
+	defer drain.Stop()
+	select {
+	case err := <-failed:
+		return fmt.Errorf("serve: %w", err)
+	case <-drain.C:
 	}
 	err := s.end(ctx)
 	if serveErr := <-failed; !errors.Is(serveErr, http.ErrServerClosed) {

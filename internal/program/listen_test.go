@@ -113,6 +113,37 @@ func TestRunEndsGracefully(t *testing.T) {
 	}
 }
 
+// While it drains, a kept connection is answered once more, and new ones are.
+func TestRunDrains(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	address, ended := serve(ctx, t, Endpoint{Handler: http.NotFoundHandler(), Drain: time.Second})
+	kept := send(t, address, get)
+	reader := bufio.NewReader(kept)
+	response, err := http.ReadResponse(reader, nil)
+	if err != nil || response.Close {
+		t.Fatalf("got %v, %v", response, err)
+	}
+	_, _ = io.Copy(io.Discard, response.Body)
+	_ = response.Body.Close()
+	cancel()
+	for closes := false; !closes; closes = response.Close { // what the end tells first
+		if response, err = http.ReadResponse(bufio.NewReader(send(t, address, get)), nil); err != nil {
+			t.Fatal(err)
+		}
+		_ = response.Body.Close()
+	}
+	if _, err := io.WriteString(kept, get); err != nil {
+		t.Fatal(err)
+	}
+	if response, err = http.ReadResponse(reader, nil); err != nil || !response.Close || response.StatusCode != http.StatusNotFound {
+		t.Errorf("got %v, %v", response, err)
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	wantNobodyListens(t, address)
+}
+
 func TestRunCutsWhatOutlastsItsGrace(t *testing.T) {
 	for _, grace := range []time.Duration{0, time.Millisecond} {
 		t.Run(grace.String(), func(t *testing.T) {

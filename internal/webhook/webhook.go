@@ -35,6 +35,8 @@ const (
 	readTimeout = 10 * time.Second
 	// answerTimeout is over the API server's longest time-out for a webhook, 30 s.
 	answerTimeout = 35 * time.Second
+	// drain is for the API server's kept connections that are in use.
+	drain = time.Second
 )
 
 // Each replica of the API server has a connection for each of its reviews at one time and
@@ -124,7 +126,7 @@ func (w *webhook) endpoints() []program.Endpoint {
 		Flag: "--listen-on", Address: w.cfg.ListenOn, Handler: mux,
 		TLS:         &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: w.certificate.Get},
 		Limits:      limits,
-		ReadTimeout: readTimeout, WriteTimeout: answerTimeout, Grace: answerTimeout,
+		ReadTimeout: readTimeout, WriteTimeout: answerTimeout, Drain: drain, Grace: answerTimeout,
 	}
 	return append([]program.Endpoint{reviews}, auxserver.Endpoints(w.cfg.AuxListenOn, w.cfg.Debug, w.registry, w.ready, map[string]func() any{
 		"service": func() any { return w.cluster.Service() },

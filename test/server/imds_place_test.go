@@ -209,7 +209,16 @@ func TestHostsAndProxies(t *testing.T) {
 			t.Errorf("Host %q: token: %d %s", host, a.StatusCode, a.body)
 		}
 	}
-	// Old clients: no Host at all, and no keep-alive.
+	// Old clients, and aws-c-auth of 2023: no Host at all.
+	for _, method := range []string{http.MethodGet, http.MethodPut} {
+		raw := map[string]string{http.MethodGet: w.path(), http.MethodPut: tokenPath}[method] + " HTTP/1.1\r\n" + ttlLine + "60\r\n\r\n"
+		for _, a := range parse(t, exchange(t, s, w.from, strings.Repeat(method+" "+raw, 2)), method, method) {
+			if a.StatusCode != http.StatusOK || a.Close {
+				t.Errorf("%s %q: %d %s", method, raw, a.StatusCode, a.body)
+			}
+		}
+	}
+	// Without keep-alive, too.
 	for _, raw := range []string{"GET " + w.path() + " HTTP/1.0\r\n\r\n", "GET " + w.path() + " HTTP/1.0\n\n"} {
 		if a := parse(t, exchange(t, s, w.from, raw), http.MethodGet)[0]; a.StatusCode != http.StatusOK || !a.Close {
 			t.Errorf("%q: %d %s", raw, a.StatusCode, a.body)

@@ -52,7 +52,7 @@ func hold(address string, from []netip.Addr, each int, raw string) (held int, le
 // end nothing and hold up nobody: what all of them take together leaves, of the memory limit
 // of the manifests, 200 MiB for the pods and roles of a large cluster, see `make bench-scale`.
 func TestHostileConnections(t *testing.T) {
-	const limit, cluster = 768, 200 // MiB
+	const limit, cluster = 768, 200                                  // MiB
 	t.Setenv("GOMEMLIMIT", fmt.Sprintf("%dMiB", limit*9/10-cluster)) // as the container's limit would be
 	s, w := startWarmWith(t, "hostile-connections", env.StartReleased)
 	process := s.process

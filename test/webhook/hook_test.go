@@ -45,6 +45,8 @@ type hook struct {
 	ca       *authority
 	certDir  string
 	stop     func() error
+	// process is that of startProgram.
+	process *os.Process
 }
 
 // start runs a webhook in this process, with the rights of its ServiceAccount, until the
@@ -108,6 +110,7 @@ func startProgram(t testing.TB, buildFlags []string, flags ...string) *hook {
 	if err := command.Start(); err != nil {
 		t.Fatal(err)
 	}
+	h.process = command.Process
 	h.stop = sync.OnceValue(func() error {
 		_ = command.Process.Signal(syscall.SIGTERM)
 		return command.Wait()

@@ -29,8 +29,8 @@ const (
 	review = `{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview",` + asked + `}`
 )
 
-// client trusts the hook's certificate and speaks HTTP/2 or only HTTP/1.1.
-func (h *hook) client(t testing.TB, http2 bool) *http.Client {
+// client trusts the hook's certificate.
+func (h *hook) client(t testing.TB) *http.Client {
 	t.Helper()
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM(h.ca.pem) {
@@ -39,8 +39,7 @@ func (h *hook) client(t testing.TB, http2 bool) *http.Client {
 	transport := &http.Transport{
 		TLSClientConfig: &tls.Config{RootCAs: roots, ServerName: "127.0.0.1"}, Protocols: &http.Protocols{}, ExpectContinueTimeout: within,
 	}
-	transport.Protocols.SetHTTP1(!http2)
-	transport.Protocols.SetHTTP2(http2)
+	transport.Protocols.SetHTTP1(true)
 	t.Cleanup(transport.CloseIdleConnections)
 	return &http.Client{Transport: transport, Timeout: within}
 }
@@ -133,7 +132,7 @@ func without(t *testing.T, part, by string) string {
 func TestHostileReviewsAreNeverAllowed(t *testing.T) {
 	h := startProgram(t, []string{"-race"})
 	h.waitReady(t)
-	client := h.client(t, true)
+	client := h.client(t)
 	request := func(method, path, contentType, body string) *http.Request {
 		r, err := http.NewRequestWithContext(t.Context(), method, strings.TrimSuffix(h.url, webhook.Path)+path, strings.NewReader(body))
 		if err != nil {
@@ -186,7 +185,7 @@ func (h *hook) slowHeaders(t *testing.T) chan error {
 	for i := range cap(ended) {
 		c, err := net.Dial("tcp", h.host())
 		if err == nil && i >= len(said) {
-			c = tls.Client(c, h.client(t, false).Transport.(*http.Transport).TLSClientConfig)
+			c = tls.Client(c, h.client(t).Transport.(*http.Transport).TLSClientConfig)
 		}
 		if err != nil {
 			t.Fatal(err)

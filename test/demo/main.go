@@ -191,7 +191,7 @@ spec:
   %[6]s
   containers:
     - name: program
-      image: iam4kube-test/client:demo
+      image: registry.invalid/iam4kube-test/client:demo
       command: %[4]s
       resources: {requests: {cpu: 100m}} # what measures must not be the first that waits
       env:

@@ -114,7 +114,7 @@ func TestWithoutNetAdminTheInitContainerCannotStart(t *testing.T) {
 		pod := onWorker(clientPod(ns, "default", ""), "worker-1")
 		pod.Name = name
 		pod.Spec.Containers[0] = corev1.Container{
-			Name: "ip2service", Image: "iam4kube/ip2service-init:" + tag, Args: []string{"--mode=pod", "--to=" + service(t) + ":80"},
+			Name: "ip2service", Image: "registry.invalid/iam4kube/ip2service-init:" + tag, Args: []string{"--mode=pod", "--to=" + service(t) + ":80"},
 			SecurityContext: &corev1.SecurityContext{
 				RunAsUser: uid, AllowPrivilegeEscalation: &no, Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
 			},

@@ -19,7 +19,7 @@ import (
 	toolswatch "k8s.io/client-go/tools/watch"
 )
 
-const clientImage = "iam4kube-test/client:" + tag
+const clientImage = "registry.invalid/iam4kube-test/client:" + tag
 
 // answer is what `client once` prints.
 type answer struct {

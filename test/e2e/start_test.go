@@ -227,7 +227,7 @@ func (s *podStart) measure(t *testing.T, name string, watched map[string]*tasks)
 func doNothingFirst(pod *corev1.Pod) {
 	user, no := int64(65532), false
 	pod.Spec.InitContainers = []corev1.Container{{
-		Name: "first", Image: "iam4kube/ip2service-init:" + tag, Args: []string{"--cleanup"},
+		Name: "first", Image: "registry.invalid/iam4kube/ip2service-init:" + tag, Args: []string{"--cleanup"},
 		SecurityContext: &corev1.SecurityContext{RunAsUser: &user, AllowPrivilegeEscalation: &no, Capabilities: &corev1.Capabilities{
 			Drop: []corev1.Capability{"ALL"}, Add: []corev1.Capability{"NET_ADMIN"},
 		}},

@@ -37,12 +37,12 @@ type Image struct {
 // All images, in the order of Build's archives.
 func All() []Image {
 	return []Image{
-		{Target: "server", Name: "docker.io/iam4kube/server"},
-		{Target: "webhook", Name: "docker.io/iam4kube/webhook"},
-		{Target: "ip2service", Name: "docker.io/iam4kube/ip2service"},
-		{Target: "ip2service-init", Name: "docker.io/iam4kube/ip2service-init"},
-		{Target: "fakests", Name: "docker.io/iam4kube/fakests", Program: "./fakests/cmd/fakests"},
-		{Target: "client", Name: "docker.io/iam4kube-test/client", Program: "./e2e/client"},
+		{Target: "server", Name: "registry.invalid/iam4kube/server"},
+		{Target: "webhook", Name: "registry.invalid/iam4kube/webhook"},
+		{Target: "ip2service", Name: "registry.invalid/iam4kube/ip2service"},
+		{Target: "ip2service-init", Name: "registry.invalid/iam4kube/ip2service-init"},
+		{Target: "fakests", Name: "registry.invalid/iam4kube/fakests", Program: "./fakests/cmd/fakests"},
+		{Target: "client", Name: "registry.invalid/iam4kube-test/client", Program: "./e2e/client"},
 		{Target: "pause", Name: "registry.k8s.io/pause:iam4kube", Program: "./images/pause"},
 	}
 }

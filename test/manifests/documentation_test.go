@@ -90,7 +90,7 @@ func TestTheDocumentedOverlay(t *testing.T) {
 
 // withImage is the container with the image that `program` knows.
 func withImage(c corev1.Container, name string) corev1.Container {
-	c.Image = "iam4kube/" + name
+	c.Image = images + name
 	return c
 }
 

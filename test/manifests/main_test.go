@@ -32,6 +32,9 @@ import (
 const (
 	own        = "iam4kube"
 	serverNode = "node-restriction.kubernetes.io/iam4kube-server"
+	// images is how the names of ours begin: under a domain that nobody can ever have (RFC 6761),
+	// so that who forgets to say where they come from gets none, and none of a stranger's.
+	images = "registry.invalid/iam4kube/"
 	// within bounds what comes in a moment, on a machine that is busy.
 	within = time.Minute
 )

@@ -83,7 +83,7 @@ func TestUsersImages(t *testing.T) {
 	text := "resources: [" + filepath.Join(at, "both") + "]\ntransformers: [" + filepath.Join(at, "init-image") + "]\nimages:\n"
 	const format = "registry.example:5000/our/%s:v1.2.3@sha256:%064d"
 	for i, name := range []string{"server", "webhook", "ip2service", "ip2service-init"} {
-		text += fmt.Sprintf("- {name: iam4kube/%s, newName: registry.example:5000/our/%s, newTag: v1.2.3, digest: 'sha256:%064d'}\n", name, name, i)
+		text += fmt.Sprintf("- {name: registry.invalid/iam4kube/%s, newName: registry.example:5000/our/%s, newTag: v1.2.3, digest: 'sha256:%064d'}\n", name, name, i)
 	}
 	if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(text), 0o600); err != nil {
 		t.Fatal(err)

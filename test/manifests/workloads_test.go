@@ -19,7 +19,11 @@ import (
 // program builds the program that a container of this name runs.
 func program(t testing.TB, image string) string {
 	t.Helper()
-	name, _, _ := strings.Cut(strings.TrimPrefix(image, "iam4kube/"), ":")
+	name, ours := strings.CutPrefix(image, images)
+	if !ours {
+		t.Fatalf("%s is no image of ours", image)
+	}
+	name, _, _ = strings.Cut(name, ":")
 	var flags []string
 	if name == "ip2service-init" {
 		name, flags = "ip2service", []string{"-tags=podonly"}

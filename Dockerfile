@@ -2,8 +2,9 @@
 #
 #   docker build --target server -t registry.example/iam4kube/server:v1.0.0 .
 #
-# GO_IMAGE is any image with Go, CA certificates and setcap, or apt to install setcap with.
-ARG GO_IMAGE=golang:1.26
+# GO_IMAGE is any image with Go, CA certificates and setcap, or apt to install setcap with. A tag can come to mean another
+# image: what a release is built in is named by its digest, golang:1.26.10@sha256:… .
+ARG GO_IMAGE=golang:1.26.10
 
 # Compiles for every platform on the platform of the build.
 FROM --platform=${BUILDPLATFORM} ${GO_IMAGE} AS build
@@ -14,7 +15,10 @@ COPY cmd cmd
 COPY internal internal
 ARG TARGETOS
 ARG TARGETARCH
-ENV CGO_ENABLED=0 GOOS=${TARGETOS} GOARCH=${TARGETARCH}
+# An older Go gets that of go.mod's toolchain line, by its checksum: the standard library is the part of the programs
+# that has needed most corrections.
+ARG GOTOOLCHAIN=auto
+ENV GOTOOLCHAIN=${GOTOOLCHAIN} CGO_ENABLED=0 GOOS=${TARGETOS} GOARCH=${TARGETARCH}
 ARG VERSION=unreleased
 ARG REVISION=unknown
 # The list of modules (`go version -m`) stays in the programs.

@@ -1,6 +1,6 @@
 module github.com/iam4kube/iam4kube
 
-go 1.26.0
+go 1.26.8
 
 toolchain go1.26.10
 

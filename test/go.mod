@@ -1,6 +1,6 @@
 module github.com/iam4kube/iam4kube/test
 
-go 1.26.0
+go 1.26.8
 
 require (
 	github.com/aws/aws-sdk-go v1.55.8

@@ -257,7 +257,7 @@ func (b *builder) fromDockerfile(target, reference string) error {
 		"--isolation=chroot", "--pull=never",
 		// buildah 1.28 leaves it empty.
 		"--build-arg=BUILDPLATFORM=linux/"+runtime.GOARCH,
-		"--build-arg=GO_IMAGE="+goImage, "--build-arg=VERSION="+b.tag, "--build-arg=REVISION="+revision,
+		"--build-arg=GO_IMAGE="+goImage, "--build-arg=GOTOOLCHAIN=local", "--build-arg=VERSION="+b.tag, "--build-arg=REVISION="+revision,
 		"--target="+target, "--tag="+reference, checkout.Path())...)
 }
 

@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -190,6 +191,21 @@ func TestImagesOfTheDockerfile(t *testing.T) {
 			wantModules(t, got.files[program].content, want.main, want.tags)
 			wantVersion(t, got.files[program].content, want.main)
 		})
+	}
+}
+
+// The Go that images are built with unless somebody says otherwise is the one that `make vuln`
+// has found nothing in.
+func TestDockerfileHasTheGoOfGoMod(t *testing.T) {
+	of := func(file, pattern string) string {
+		found := regexp.MustCompile(pattern).FindSubmatch(must(os.ReadFile(checkout.Path(file)))(t))
+		if found == nil {
+			t.Fatalf("%s has no %s", file, pattern)
+		}
+		return string(found[1])
+	}
+	if image, toolchain := of("Dockerfile", `(?m)^ARG GO_IMAGE=golang:([0-9.]+)`), of("go.mod", `(?m)^toolchain go(\S+)$`); image != toolchain {
+		t.Errorf("the image has Go %s, the toolchain line is %s", image, toolchain)
 	}
 }
 

@@ -2,6 +2,7 @@ package manifests
 
 import (
 	"fmt"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -127,16 +128,22 @@ func changes(t *testing.T, namespace string) {
 }
 
 // TestServerAndIP2ServiceAreNeverOnOneNode: or the server's own calls for its credentials would
-// come back to it.
+// come back to it. Where the server has nodes of its own, the webhook is on them, too.
 func TestServerAndIP2ServiceAreNeverOnOneNode(t *testing.T) {
-	server := find[appsv1.Deployment](t, mustBuild(t, manifest("both")), "Deployment", "iam4kube-server").Spec.Template.Spec
-	node := find[appsv1.DaemonSet](t, mustBuild(t, manifest("both")), "DaemonSet", "iam4kube-ip2service").Spec.Template.Spec
-	if server.NodeSelector[serverNode] != "true" || len(server.Tolerations) != 1 || server.Tolerations[0].Key != serverNode {
-		t.Errorf("server: %v, %+v", server.NodeSelector, server.Tolerations)
-	}
-	terms := node.Affinity.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution.NodeSelectorTerms
-	if len(terms) != 1 || terms[0].MatchExpressions[0].Key != serverNode || terms[0].MatchExpressions[0].Operator != corev1.NodeSelectorOpDoesNotExist {
-		t.Errorf("ip2service: %+v", terms)
+	for _, overlay := range []string{"both", "node-wide", "injection", "startup-taint"} {
+		for _, w := range workloads(t, mustBuild(t, manifest(overlay))) {
+			spec := w.template.Spec
+			if w.name == "iam4kube-ip2service" {
+				terms := spec.Affinity.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution.NodeSelectorTerms
+				if len(terms) != 1 || terms[0].MatchExpressions[0].Key != serverNode || terms[0].MatchExpressions[0].Operator != corev1.NodeSelectorOpDoesNotExist {
+					t.Errorf("%s of %s: %+v", w.name, overlay, terms)
+				}
+				continue
+			}
+			if spec.NodeSelector[serverNode] != "true" || !reflect.DeepEqual(spec.Tolerations, toleration) {
+				t.Errorf("%s of %s: %v, %+v", w.name, overlay, spec.NodeSelector, spec.Tolerations)
+			}
+		}
 	}
 }
 
@@ -145,7 +152,12 @@ func TestAServerBesideIP2ServiceDoesNotAskTheMetadataService(t *testing.T) {
 	server := find[appsv1.Deployment](t, objects, "Deployment", "iam4kube-server").Spec.Template.Spec
 	node := find[appsv1.DaemonSet](t, objects, "DaemonSet", "iam4kube-ip2service").Spec.Template.Spec
 	environment := find[corev1.ConfigMap](t, objects, "ConfigMap", server.Containers[0].EnvFrom[0].ConfigMapRef.Name).Data
-	if server.NodeSelector[serverNode] != "" || server.Tolerations != nil || node.Affinity != nil || environment["AWS_EC2_METADATA_DISABLED"] != "true" || environment["AWS_REGION"] == "" {
-		t.Errorf("server %v %v, ip2service %v, environment %v", server.NodeSelector, server.Tolerations, node.Affinity, environment)
+	for _, w := range workloads(t, objects) {
+		if w.template.Spec.NodeSelector[serverNode] != "" || w.name != "iam4kube-ip2service" && w.template.Spec.Tolerations != nil {
+			t.Errorf("%s: %v %v", w.name, w.template.Spec.NodeSelector, w.template.Spec.Tolerations)
+		}
+	}
+	if node.Affinity != nil || environment["AWS_EC2_METADATA_DISABLED"] != "true" || environment["AWS_REGION"] == "" {
+		t.Errorf("ip2service %v, environment %v", node.Affinity, environment)
 	}
 }

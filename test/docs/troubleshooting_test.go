@@ -1,7 +1,7 @@
 package docs
 
 import (
-	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -19,22 +19,36 @@ const page = "troubleshooting.md"
 func texts(t *testing.T) []string {
 	t.Helper()
 	all := Texts(t, "cmd", "internal")
-	for _, file := range []string{"server-nodes-policy.yaml", "webhook-policy.yaml"} {
-		content, err := os.ReadFile(checkout.Path("manifests", "base", file))
-		if err != nil {
-			t.Fatal(err)
-		}
-		document, _, _ := strings.Cut(string(content), "\n---\n")
-		var policy admissionv1.ValidatingAdmissionPolicy
-		if err := yaml.UnmarshalStrict([]byte(document), &policy); err != nil {
-			t.Fatal(file, err)
-		}
+	files, err := filepath.Glob(checkout.Path("manifests", "*", "*policy.yaml"))
+	more, err2 := filepath.Glob(checkout.Path("manifests", "components", "*", "*policy.yaml"))
+	if files = append(files, more...); err != nil || err2 != nil || len(files) < 3 {
+		t.Fatal(files, err, err2)
+	}
+	for _, policy := range policies(t, files) {
 		for _, v := range policy.Spec.Validations {
 			message := v.Message
 			if message == "" { // 'text' + expression
 				message = strings.Split(v.MessageExpression, "'")[1] + Variable
 			}
 			all = append(all, strings.TrimSpace(message))
+		}
+	}
+	return all
+}
+
+// policies are those of the files, which have other objects, too.
+func policies(t *testing.T, files []string) (all []admissionv1.ValidatingAdmissionPolicy) {
+	t.Helper()
+	for _, file := range files {
+		for document := range strings.SplitSeq(read(t, file), "\n---\n") {
+			if !strings.Contains(document, "\nkind: ValidatingAdmissionPolicy\n") {
+				continue
+			}
+			var policy admissionv1.ValidatingAdmissionPolicy
+			if err := yaml.UnmarshalStrict([]byte(document), &policy); err != nil {
+				t.Fatal(file, err)
+			}
+			all = append(all, policy)
 		}
 	}
 	return all

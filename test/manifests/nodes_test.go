@@ -41,6 +41,8 @@ func TestForeignPodsStayOffTheServersNodes(t *testing.T) {
 	if err := apply(t.Context(), objects); err != nil {
 		t.Fatal(err)
 	}
+	// Of the overlay with the start-up taint, which other tests have applied.
+	_ = cp.Client.AdmissionregistrationV1().ValidatingAdmissionPolicyBindings().Delete(t.Context(), "iam4kube-new-nodes", metav1.DeleteOptions{})
 	namespace := newNamespace(t, nil)
 	const byTaint, bySelector, byName = "tolerate other taints", "must not ask for it", "spec.nodeName could name"
 	mirror := map[string]string{corev1.MirrorPodAnnotationKey: "x"}

@@ -122,8 +122,10 @@ func TestOnlyTheStartupTaintNeedsRightsOnNodes(t *testing.T) {
 			t.Fatal(err)
 		}
 		args := find[appsv1.DaemonSet](t, objects, "DaemonSet", "iam4kube-ip2service").Spec.Template.Spec.Containers[0].Args
-		if slices.ContainsFunc(args, func(arg string) bool { return strings.HasPrefix(arg, "--startup-taint=") }) != want {
-			t.Errorf("%s: %q", overlay, args)
+		// As in the policies.
+		const flag = "--startup-taint=" + startupTaint
+		if slices.Contains(args, flag) != want {
+			t.Errorf("%s: %q, want %s: %v", overlay, args, flag, want)
 		}
 		for _, verb := range []string{"get", "patch"} {
 			eventually(t, func() error {

@@ -24,8 +24,12 @@ func cgroupPrefix(dir string) string {
 func (s *settings) cgroup(node string) string { return cgroupPrefix(s.Dir) + node }
 
 // makeCgroups makes a node's subtree in every hierarchy that the machine has mounted, v1 or
-// v2. The machine's own cgroups stay as they are.
+// v2. The machine's own cgroups stay as they are. As after a boot, it is empty: for each
+// container of before, kubelet would wait for containerd for three seconds, one by one.
 func (s *supervisor) makeCgroups(node string) error {
+	if err := removeCgroups(s.cgroup(node)); err != nil {
+		return err
+	}
 	hierarchies, err := hierarchies()
 	if err != nil {
 		return err
@@ -71,13 +75,13 @@ func hierarchies() ([]string, error) {
 	return found, nil
 }
 
-// removeCgroups removes those of all nodes, once their last process has ended.
-func (c Cluster) removeCgroups() error {
-	found, err := filepath.Glob(filepath.Join(cgroupRoot, cgroupPrefix(c.Dir)+"*"))
+// removeCgroups removes those whose names match, once their last process has ended.
+func removeCgroups(names string) error {
+	found, err := filepath.Glob(filepath.Join(cgroupRoot, names))
 	if err != nil {
 		return err
 	}
-	deeper, err := filepath.Glob(filepath.Join(cgroupRoot, "*", cgroupPrefix(c.Dir)+"*"))
+	deeper, err := filepath.Glob(filepath.Join(cgroupRoot, "*", names))
 	if err != nil {
 		return err
 	}

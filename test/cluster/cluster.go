@@ -241,7 +241,7 @@ func (c Cluster) Stop() error {
 func (c Cluster) stopProcesses() error {
 	pid, err := c.supervisorPID()
 	if err != nil || pid == 0 {
-		return errors.Join(err, c.removeCgroups())
+		return errors.Join(err, removeCgroups(cgroupPrefix(c.Dir)+"*"))
 	}
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
 		return fmt.Errorf("ending the supervisor, PID %d: %w", pid, err)
@@ -249,7 +249,7 @@ func (c Cluster) stopProcesses() error {
 	if !until(func() bool { return !alive(pid) }) {
 		return fmt.Errorf("the supervisor, PID %d, does not end", pid)
 	}
-	return c.removeCgroups()
+	return removeCgroups(cgroupPrefix(c.Dir) + "*")
 }
 
 // alive is false for a zombie that this process has not waited for yet, too.

@@ -88,9 +88,6 @@ func (s *supervisor) run() error {
 	}
 	go s.forwardAPI()
 	for i := range s.Nodes {
-		if err := s.makeCgroups(s.Nodes[i].Name); err != nil {
-			return err
-		}
 		if err := s.startNode(s.Nodes[i].Name); err != nil {
 			return err
 		}
@@ -192,6 +189,9 @@ func (s *supervisor) startNode(name string) error {
 	}
 	if n, ok := s.nodes[name]; ok && n.running() {
 		return errors.New("it is running")
+	}
+	if err := s.makeCgroups(name); err != nil {
+		return err
 	}
 	node := exec.Command("/proc/self/exe")
 	node.Env = append(os.Environ(), processEnv+"="+nodeProcess, dirEnv+"="+s.Dir, nodeEnv+"="+name)

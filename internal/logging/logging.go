@@ -48,8 +48,10 @@ const (
 	Slices         = "endpointslices"
 	SourceIP       = "source_ip"
 	Status         = "status"
+	Suppressed     = "suppressed"
 	Taint          = "taint"
 	UID            = "pod_uid"
+	Value          = "value"
 	Version        = "version"
 )
 

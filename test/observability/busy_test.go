@@ -467,7 +467,7 @@ func (b *busy) logLines(t *testing.T) {
 			t.Errorf("a key twice: %s", line)
 		}
 	}
-	for _, message := range []string{"serving", "assumed role", "handed out credentials", "could not assume role", "could not serve a request"} {
+	for _, message := range []string{"serving", "assumed role", "handed out credentials", "could not assume role", "could not serve a request", "refused a request"} {
 		if !seen[message] {
 			t.Errorf("no line %q", message)
 		}

@@ -176,8 +176,8 @@ func mustGet(t *testing.T, s *environment.Server, w workload, path string) strin
 	return body
 }
 
-// A name in Host means a browser that DNS rebinding has led here; X-Forwarded-For means
-// an open proxy. Both get nothing, whatever they ask for.
+// A name in Host means a browser that DNS rebinding has led here; what proxies add
+// means an open one. Both get nothing, whatever they ask for.
 func TestHostsAndProxies(t *testing.T) {
 	t.Parallel()
 	s, w := startWarm(t, "hosts")
@@ -224,7 +224,7 @@ func TestHostsAndProxies(t *testing.T) {
 			t.Errorf("%q: %d %s", raw, a.StatusCode, a.body)
 		}
 	}
-	for _, line := range []string{"X-Forwarded-For: 10.0.0.1", "x-forwarded-for: ", "X-FORWARDED-FOR: 127.0.0.1, 10.0.0.1"} {
+	for _, line := range []string{"X-Forwarded-For: 10.0.0.1", "x-forwarded-for: ", "X-FORWARDED-FOR: 127.0.0.1, 10.0.0.1", "Forwarded: for=10.0.0.1", "forwarded:", "Via: 1.1 proxy", "VIA: "} {
 		for path := range served {
 			a := send(t, s, w.from, http.MethodGet, path, line)
 			checkNoSecret(t, line, a.body)

@@ -65,6 +65,8 @@ func TestTokenRequests(t *testing.T) {
 		{"X-Forwarded-For", 403, []string{ttlLine + "60", "X-Forwarded-For: 10.0.0.1"}},
 		{"X-Forwarded-For in lower case", 403, []string{ttlLine + "60", "x-forwarded-for: 10.0.0.1"}},
 		{"empty X-Forwarded-For", 403, []string{ttlLine + "60", "X-Forwarded-For:"}},
+		{"Forwarded", 403, []string{ttlLine + "60", "Forwarded: for=10.0.0.1"}},
+		{"Via", 403, []string{ttlLine + "60", "Via: 1.1 proxy"}},
 		{"X-Forwarded-For and no TTL", 403, []string{"X-Forwarded-For: 10.0.0.1"}},
 	} {
 		a := send(t, s, w.from, http.MethodPut, tokenPath, tc.lines...)

@@ -16,8 +16,10 @@ type answer struct {
 	body   []byte
 	// retry sets Retry-After.
 	retry bool
-	// failure says what to tell on the pod and in the log; nil if nothing.
+	// failure says what to tell on the pod and in the log, and refusal what to tell in the
+	// log alone; nil if nothing.
 	failure *failure
+	refusal *refusal
 }
 
 // failure is an answer that a user has to learn of.
@@ -29,6 +31,13 @@ type failure struct {
 // statusClientClosed is what nginx logs for a client that went away; nobody
 // receives it.
 const statusClientClosed = 499
+
+// refuse answers a request that a client which is in order does not send.
+func refuse(status int, body string, kind refusalKind, value string) answer {
+	a := text(status, body)
+	a.refusal = &refusal{kind, value}
+	return a
+}
 
 func text(status int, body string) answer {
 	return answer{status: status, body: []byte(body)}
@@ -58,7 +67,7 @@ func notFound() answer {
 
 // tooMany answers where there is no place to wait.
 func tooMany(full error) answer {
-	a := text(http.StatusTooManyRequests, "iam4kube: "+full.Error()+"; try again in a second")
+	a := refuse(http.StatusTooManyRequests, "iam4kube: "+full.Error()+"; try again in a second", refusedTooMany, "")
 	a.retry = true
 	return a
 }
@@ -88,8 +97,8 @@ func because(c identity.Caller, failure *sts.Error) diagnosis.Subject {
 }
 
 // otherRole answers a request for a role that is not the pod's.
-func otherRole(c identity.Caller) answer {
-	return text(http.StatusNotFound, "iam4kube: that is not the role of this pod, which is "+c.Role.Name())
+func otherRole(c identity.Caller, name string) answer {
+	return refuse(http.StatusNotFound, "iam4kube: that is not the role of this pod, which is "+c.Role.Name(), refusedOtherRole, name)
 }
 
 // deniedAsEC2 answers as EC2 does for a role that cannot be assumed: status 200, and a

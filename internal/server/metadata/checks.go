@@ -17,11 +17,20 @@ const (
 	headerTokenTTL = "X-Aws-Ec2-Metadata-Token-Ttl-Seconds"
 )
 
-// fromProxy reports whether an HTTP proxy sent the request for somebody else.
-// EC2's service refuses those too: an open proxy in a pod must not give its
-// credentials away.
-func fromProxy(r *http.Request) bool {
-	return len(r.Header["X-Forwarded-For"]) > 0
+// proxyHeaders are what HTTP proxies add: RFC 9110 section 7.6.3, RFC 7239, and what came
+// before that.
+var proxyHeaders = []string{"X-Forwarded-For", "Forwarded", "Via"}
+
+// fromProxy returns the header by which an HTTP proxy says that it sent the request for
+// somebody else, empty if there is none. EC2's service refuses those too: an open proxy in
+// a pod must not give its credentials away.
+func fromProxy(r *http.Request) string {
+	for _, name := range proxyHeaders {
+		if len(r.Header[name]) > 0 {
+			return name
+		}
+	}
+	return ""
 }
 
 // hostIsAddress reports whether the Host header is empty or an IP address, with or

@@ -90,7 +90,7 @@ func (s *Server) viewCredentials(claim identity.Claim, name string, waitForAnnot
 			return *v
 		}
 		if name != "" && name != c.Role.Name() {
-			return done(otherRole(c))
+			return done(otherRole(c, name))
 		}
 		issued, failure := s.cfg.Credentials.Get(c.Role)
 		// The address may have changed hands and the annotation its content since

@@ -46,14 +46,14 @@ type Config struct {
 type Server struct {
 	cfg     Config
 	metrics *metrics
-	// log is for what others can cause in any number.
-	log      *zap.Logger
+	// sampler is for what others can cause in any number.
+	sampler  *sampler
 	draining atomic.Bool
 }
 
 // New returns a Server.
 func New(cfg Config) *Server {
-	return &Server{cfg: cfg, metrics: newMetrics(cfg.Registry), log: logging.Sampled(cfg.Log)}
+	return &Server{cfg: cfg, metrics: newMetrics(cfg.Registry), sampler: newSampler()}
 }
 
 // Drain lets every answer from now on end its connection, so that clients move to
@@ -93,6 +93,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(a.status)
 	_, _ = w.Write(a.body) // the client's connection, the client's loss
 	s.metrics.request(t.endpoint, a.status, time.Since(start))
+	if a.refusal != nil {
+		s.tellRefused(r, a)
+	}
 }
 
 // answer decides in the order: is the request for us at all, is there such an
@@ -102,14 +105,14 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, t target) answer
 	if t.endpoint == endpointReady && ok {
 		w.Header()["X-Iam4kube-Source-Ip"] = []string{from.String()}
 	}
-	claim := identity.Claim{Address: from}
+	claim, proxy := identity.Claim{Address: from}, fromProxy(r)
 	switch {
 	case !ok:
 		return text(http.StatusForbidden, "iam4kube: the source of the request has no IP address")
-	case fromProxy(r):
-		return text(http.StatusForbidden, "iam4kube: requests with X-Forwarded-For are refused, they come through a proxy: exclude the metadata address from it (NO_PROXY)")
+	case proxy != "":
+		return refuse(http.StatusForbidden, "iam4kube: requests with "+proxy+" are refused, they come through a proxy: exclude the metadata address from it (NO_PROXY)", refusedProxy, "")
 	case !hostIsAddress(r.Host):
-		return text(http.StatusForbidden, "iam4kube: the Host header must be an IP address, as in http://169.254.169.254")
+		return refuse(http.StatusForbidden, "iam4kube: the Host header must be an IP address, as in http://169.254.169.254", refusedHost, r.Host)
 	case t.endpoint == endpointNone:
 		return notFound()
 	case r.Method != t.endpoint.method():
@@ -118,7 +121,7 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, t target) answer
 	case t.endpoint == endpointToken:
 		return s.newToken(w, r, from)
 	case t.endpoint != endpointReady && !s.tokenAccepted(r, from):
-		return text(http.StatusUnauthorized, "iam4kube: the session token is missing, invalid or expired, or another pod's; get one with PUT "+pathToken)
+		return refuse(http.StatusUnauthorized, "iam4kube: the session token is missing, invalid or expired, or another pod's; get one with PUT "+pathToken, refusedToken, "")
 	}
 	// A map of many short lines takes 20 times their size, for as long as the request waits.
 	r.Header = nil
@@ -264,21 +267,4 @@ func (s *Server) served(c identity.Caller, issued *credentials.Issued) {
 	if last == nil {
 		s.cfg.Events.Record(c.Pod, c.Subject().Served())
 	}
-}
-
-// tell reports a failed request in the log and on the pod.
-func (s *Server) tell(a *answer) {
-	c, d := a.failure.caller, a.failure.diagnosis
-	fields := []zap.Field{
-		zap.Stringer(logging.SourceIP, c.Claim.Address), zap.Int(logging.Status, a.status),
-		zap.String(logging.Missing, string(d.Missing)), zap.String(logging.Reason, string(d.Reason)), zap.String(logging.Cause, d.Text),
-	}
-	if pod := c.Pod; pod != nil {
-		fields = append(fields, zap.String(logging.Namespace, pod.Namespace), zap.String(logging.Pod, pod.Name))
-		s.cfg.Events.Record(pod, d)
-	}
-	for _, pod := range c.Claimants {
-		s.cfg.Events.Record(pod, d)
-	}
-	s.log.Warn("could not serve a request", fields...)
 }

@@ -302,7 +302,8 @@ func TestLongWaitIsAnsweredWhole(t *testing.T) {
 	}
 }
 
-// 10,000 connections of one pod that do nothing more: others are served as before.
+// 10,000 connections, each from an address of its own, that do nothing more: others are
+// served as before.
 func TestIdleConnections(t *testing.T) {
 	t.Parallel()
 	namespace := newNamespace(t, "idle")
@@ -318,17 +319,22 @@ func TestIdleConnections(t *testing.T) {
 			_ = connection.Close()
 		}
 	}()
-	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: idle.from.AsSlice()}, Timeout: rawTimeout}
-	raw := []byte(request(http.MethodGet, rolesPath))
+	// An address that is no pod's gets its answer at once where there is nothing to wait for.
+	first, raw := []byte(request(http.MethodGet, "/x")), []byte(request(http.MethodGet, rolesPath))
 	buffer := make([]byte, 4096)
-	for range connections {
+	for i := range connections {
+		from := net.IPv4(127, 201, byte(i>>8), byte(i))
+		if i == connections-1 {
+			from = idle.from.AsSlice()
+		}
+		dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: from}, Timeout: rawTimeout}
 		connection, err := dialer.Dial("tcp", s.Address)
 		if err != nil {
 			t.Fatalf("connection %d: %v", len(kept)+1, err)
 		}
 		kept = append(kept, connection)
 		// One request on each: what never says anything is closed after the header time-out.
-		if _, err := connection.Write(raw); err != nil {
+		if _, err := connection.Write(first); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := connection.Read(buffer); err != nil {

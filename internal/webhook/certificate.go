@@ -1,22 +1,25 @@
 package webhook
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
-	"sigs.k8s.io/controller-runtime/pkg/certwatcher"
 
 	"github.com/iam4kube/iam4kube/internal/logging"
 )
 
-// certificateRetry is the pause before a certificate that is missing is looked for again.
-const certificateRetry = time.Second
+// certificateEvery is how often the files are read. A watch on them would be told at once,
+// but the kernel's inotify instances are limited for each user of a node, whose other pods
+// may have used them up; then there would be no certificate at all.
+const certificateEvery = time.Second
 
 var errNoCertificate = errors.New("no certificate yet")
 
@@ -25,7 +28,11 @@ var errNoCertificate = errors.New("no certificate yet")
 type certificate struct {
 	certFile, keyFile string
 	log               *zap.Logger
-	watcher           atomic.Pointer[certwatcher.CertWatcher]
+	current           atomic.Pointer[tls.Certificate]
+
+	// Of the last look, for the one goroutine of Run.
+	certPEM, keyPEM []byte
+	told            string
 }
 
 func newCertificate(dir string, log *zap.Logger) *certificate {
@@ -34,46 +41,74 @@ func newCertificate(dir string, log *zap.Logger) *certificate {
 
 // Run follows the files until ctx ends. They may come later than the program.
 func (c *certificate) Run(ctx context.Context) error {
-	for told := false; ctx.Err() == nil; {
-		if err := c.follow(ctx); err != nil && !told {
-			told = true
-			c.log.Warn("no usable certificate yet", zap.Error(err), zap.Duration(logging.Retry, certificateRetry))
-		}
-		timer := time.NewTimer(certificateRetry)
+	ticker := time.NewTicker(certificateEvery)
+	defer ticker.Stop()
+	for {
+		c.look()
 		select {
-		case <-timer.C:
+		case <-ticker.C:
 		case <-ctx.Done():
-			timer.Stop()
+			return nil
 		}
 	}
-	return nil
 }
 
-func (c *certificate) follow(ctx context.Context) error {
-	watcher, err := certwatcher.New(c.certFile, c.keyFile)
+// look takes over what the files say, and tells of each change once.
+func (c *certificate) look() {
+	err := c.read()
+	text := ""
+	if err != nil {
+		text = err.Error()
+	}
+	if text == c.told {
+		return
+	}
+	c.told = text
+	switch {
+	case err == nil:
+	case c.current.Load() == nil:
+		c.log.Warn("no usable certificate yet", zap.Error(err), zap.Duration(logging.Retry, certificateEvery))
+	default:
+		c.log.Warn("the new certificate is not usable, the old one stays", zap.Error(err), zap.Duration(logging.Retry, certificateEvery))
+	}
+}
+
+func (c *certificate) read() error {
+	certPEM, err := os.ReadFile(c.certFile)
 	if err != nil {
 		return err
 	}
-	c.watcher.Store(watcher)
-	if err := watcher.Start(ctx); ctx.Err() == nil {
+	keyPEM, err := os.ReadFile(c.keyFile)
+	if err != nil {
 		return err
 	}
+	if c.current.Load() != nil && bytes.Equal(certPEM, c.certPEM) && bytes.Equal(keyPEM, c.keyPEM) {
+		return nil
+	}
+	// Between the two the files may have been replaced. Then they do not match, and the
+	// next look finds both new.
+	pair, err := tls.X509KeyPair(certPEM, keyPEM)
+	if err != nil {
+		return fmt.Errorf("%s and %s: %w", c.certFile, c.keyFile, err)
+	}
+	c.certPEM, c.keyPEM = certPEM, keyPEM
+	c.current.Store(&pair)
 	return nil
 }
 
 // Get is for tls.Config.GetCertificate.
-func (c *certificate) Get(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-	watcher := c.watcher.Load()
-	if watcher == nil {
+func (c *certificate) Get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	current := c.current.Load()
+	if current == nil {
 		return nil, errNoCertificate
 	}
-	return watcher.GetCertificate(hello)
+	return current, nil
 }
 
 // NotAfter is when the certificate expires, zero if there is none.
 func (c *certificate) NotAfter() time.Time {
-	current, err := c.Get(nil)
-	if err != nil {
+	current := c.current.Load()
+	if current == nil {
 		return time.Time{}
 	}
 	return current.Leaf.NotAfter

@@ -190,14 +190,9 @@ func TestReadyOnlyWithACertificate(t *testing.T) {
 	h.waitReady(t)
 	t.Run("a bad one does not take its place", func(t *testing.T) {
 		writeSecret(t, empty, map[string][]byte{"tls.crt": []byte("no certificate"), "tls.key": nil})
-		eventually(t, func() error {
-			for _, line := range h.logs.Lines("") {
-				if line["library"] == "controller-runtime" && strings.Contains(fmt.Sprint(line["msg"]), "error re-reading certificate") {
-					return nil
-				}
-			}
-			return errNotYet
-		})
+		if _, err := h.logs.Wait(t.Context(), "the new certificate is not usable, the old one stays"); err != nil {
+			t.Fatal(err)
+		}
 		h.waitReady(t)
 		install(t, h)
 	})

@@ -89,7 +89,7 @@ func TestCertificateRotation(t *testing.T) {
 		return nil
 	})
 	t.Logf("%d pods in %v, %d certificates seen", 3*rate, took, len(served))
-	if len(served) < 5 {
+	if len(served) < 3 { // of three seconds; the files are read once a second
 		t.Errorf("%d certificates were served: the rotation was no test", len(served))
 	}
 }

@@ -128,7 +128,7 @@ func (s *server) build(ctx context.Context) error {
 	s.runs = []func(context.Context) error{
 		kube.Follow(s.watches, s.index.Pods(client)),
 		kube.Follow(s.watches, s.index.ServiceAccounts(metadataClient)),
-		kube.Follow(s.watches, s.index.Nodes(metadataClient)),
+		kube.Follow(s.watches, s.index.Nodes(client)),
 		kube.Follow(s.watches, s.tokens.Resource()),
 		s.watches.Run, s.tokens.Run, events.Run, s.cache.Run, s.readiness.Run,
 	}

@@ -54,12 +54,12 @@ func (x *Index) Lookup(claim Claim) Caller {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	caller := Caller{Claim: claim}
-	if x.hosts[claim.Address] > 0 {
+	if x.isNodeAddress(claim.Address) {
 		caller.Refusal = diagnosis.NodeAddress
 		return caller
 	}
 	pods := x.addresses[claim.Address]
-	caller.Pod, caller.Missing = onlyLive(pods)
+	caller.Pod, caller.Missing = x.owner(claim.Address, pods)
 	if caller.Pod == nil {
 		caller.Claimants = pods
 		return caller
@@ -76,29 +76,4 @@ func (x *Index) Lookup(claim Claim) Caller {
 		caller.Missing = diagnosis.RoleAnnotation
 	}
 	return caller
-}
-
-// onlyLive picks the pod that an address belongs to: the only one, or the only
-// one that is not terminating.
-func onlyLive(pods []*Pod) (*Pod, diagnosis.Piece) {
-	switch len(pods) {
-	case 0:
-		return nil, diagnosis.Pod
-	case 1:
-		return pods[0], ""
-	}
-	var live *Pod
-	for _, p := range pods {
-		if p.Terminating {
-			continue
-		}
-		if live != nil {
-			return nil, diagnosis.SinglePod
-		}
-		live = p
-	}
-	if live == nil {
-		return nil, diagnosis.SinglePod
-	}
-	return live, ""
 }

@@ -45,10 +45,12 @@ type Index struct {
 	listed    bool
 	pods      map[types.NamespacedName]*Pod
 	addresses map[netip.Addr][]*Pod
-	// hosts counts the pods that name an address as their node's.
-	hosts    map[netip.Addr]int
+	// hosts counts the pods that name an address as their node's, by the node's name.
+	hosts    map[netip.Addr]map[string]int
 	accounts map[types.NamespacedName]*account
 	nodes    map[string]Node
+	// podCIDRs counts the nodes that have a range.
+	podCIDRs map[netip.Prefix]int
 	// left are the accounts that lost a pod during the present change.
 	left []types.NamespacedName
 }
@@ -59,9 +61,10 @@ func New(hub *waiting.Hub, roles Roles, observer Observer, defaultDuration time.
 		hub: hub, roles: roles, observer: observer, defaultDuration: defaultDuration,
 		pods:      map[types.NamespacedName]*Pod{},
 		addresses: map[netip.Addr][]*Pod{},
-		hosts:     map[netip.Addr]int{},
+		hosts:     map[netip.Addr]map[string]int{},
 		accounts:  map[types.NamespacedName]*account{},
 		nodes:     map[string]Node{},
+		podCIDRs:  map[netip.Prefix]int{},
 	}
 	registry.MustRegister(collector{x})
 	return x
@@ -109,7 +112,10 @@ func (x *Index) removePod(key types.NamespacedName) []any {
 func (x *Index) file(p *Pod) []any {
 	keys := make([]any, 0, 4)
 	for _, a := range p.HostAddresses {
-		if x.hosts[a]++; x.hosts[a] == 1 {
+		if x.hosts[a] == nil {
+			x.hosts[a] = map[string]int{}
+		}
+		if x.hosts[a][p.Node]++; x.hosts[a][p.Node] == 1 {
 			keys = append(keys, a) // who waits for a pod there waits in vain
 		}
 	}
@@ -127,7 +133,10 @@ func (x *Index) file(p *Pod) []any {
 
 func (x *Index) unfile(p *Pod) []any {
 	for _, a := range p.HostAddresses {
-		if x.hosts[a]--; x.hosts[a] == 0 {
+		if x.hosts[a][p.Node]--; x.hosts[a][p.Node] == 0 {
+			delete(x.hosts[a], p.Node)
+		}
+		if len(x.hosts[a]) == 0 {
 			delete(x.hosts, a)
 		}
 	}

@@ -380,7 +380,7 @@ func TestNodeOf(t *testing.T) {
 	w.setPod(pod("a", "10.0.0.1"))
 	p := w.Lookup(from("10.0.0.1")).Pod
 	node := func(name, zone string) *Node {
-		return keepNode(&metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{
+		return keepNode(&corev1.Node{ObjectMeta: metav1.ObjectMeta{
 			Name: name, Labels: map[string]string{corev1.LabelTopologyZone: zone, corev1.LabelTopologyRegion: "region-of-" + zone},
 		}})
 	}
@@ -390,7 +390,7 @@ func TestNodeOf(t *testing.T) {
 	}
 	sink.Set(node("node", "z1"))
 	sink.Set(node("other", "z2"))
-	if got := w.NodeOf(p); got != (Node{"node", "z1", "region-of-z1"}) {
+	if got := w.NodeOf(p); got != (Node{Name: "node", Zone: "z1", Region: "region-of-z1"}) {
 		t.Errorf("got %v", got)
 	}
 	sink.Replace([]*Node{node("node", "z3")})

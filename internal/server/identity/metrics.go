@@ -50,8 +50,8 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 			roles["none"]++
 		}
 	}
-	for _, pods := range c.index.addresses {
-		if p, _ := onlyLive(pods); p == nil {
+	for address, pods := range c.index.addresses {
+		if p, _ := c.index.owner(address, pods); p == nil {
 			ambiguous++
 		}
 	}

@@ -7,7 +7,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
@@ -37,25 +36,28 @@ func (x *Index) Pods(client kubernetes.Interface) kube.Resource[*corev1.Pod, *Po
 
 // ServiceAccounts follows the metadata of the cluster's ServiceAccounts.
 func (x *Index) ServiceAccounts(client metadata.Interface) kube.Resource[*metav1.PartialObjectMetadata, *ServiceAccount] {
-	return metadataOf(client, "serviceaccounts", keepServiceAccount, accountSink{x})
-}
-
-// Nodes follows the metadata of the cluster's nodes.
-func (x *Index) Nodes(client metadata.Interface) kube.Resource[*metav1.PartialObjectMetadata, *Node] {
-	return metadataOf(client, "nodes", keepNode, nodeSink{x})
-}
-
-func metadataOf[T any](client metadata.Interface, name string, keep func(*metav1.PartialObjectMetadata) T, sink kube.Sink[T]) kube.Resource[*metav1.PartialObjectMetadata, T] {
-	all := client.Resource(schema.GroupVersionResource{Version: "v1", Resource: name})
-	return kube.Resource[*metav1.PartialObjectMetadata, T]{
-		Name:     name,
+	all := client.Resource(corev1.SchemeGroupVersion.WithResource("serviceaccounts"))
+	return kube.Resource[*metav1.PartialObjectMetadata, *ServiceAccount]{
+		Name:     "serviceaccounts",
 		Selector: func(*metav1.ListOptions) {},
-		List: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-			return all.List(ctx, o)
-		},
-		Watch: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) { return all.Watch(ctx, o) },
-		Keep:  keep,
-		Sink:  sink,
+		List:     func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return all.List(ctx, o) },
+		Watch:    func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) { return all.Watch(ctx, o) },
+		Keep:     keepServiceAccount,
+		Sink:     accountSink{x},
+	}
+}
+
+// Nodes follows the cluster's nodes. Their metadata would not do: the ranges of pods'
+// addresses are in the spec.
+func (x *Index) Nodes(client kubernetes.Interface) kube.Resource[*corev1.Node, *Node] {
+	nodes := client.CoreV1().Nodes()
+	return kube.Resource[*corev1.Node, *Node]{
+		Name:     "nodes",
+		Selector: func(*metav1.ListOptions) {},
+		List:     func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return nodes.List(ctx, o) },
+		Watch:    func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) { return nodes.Watch(ctx, o) },
+		Keep:     keepNode,
+		Sink:     nodeSink{x},
 	}
 }
 
@@ -150,14 +152,14 @@ type nodeSink struct{ *Index }
 
 func (s nodeSink) Set(n *Node) {
 	s.change(func() []any {
-		s.nodes[n.Name] = *n
+		s.setNode(*n)
 		return nil
 	})
 }
 
 func (s nodeSink) Delete(n *Node) {
 	s.change(func() []any {
-		delete(s.nodes, n.Name)
+		s.removeNode(n.Name)
 		return nil
 	})
 }
@@ -165,8 +167,9 @@ func (s nodeSink) Delete(n *Node) {
 func (s nodeSink) Replace(nodes []*Node) {
 	s.change(func() []any {
 		clear(s.nodes)
+		clear(s.podCIDRs)
 		for _, n := range nodes {
-			s.nodes[n.Name] = *n
+			s.setNode(*n)
 		}
 		return nil
 	})

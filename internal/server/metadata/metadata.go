@@ -126,7 +126,7 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, t target) answer
 	// A map of many short lines takes 20 times their size, for as long as the request waits.
 	r.Header = nil
 	if t.endpoint == endpointReady {
-		return s.ready(r.Context(), claim, t.query)
+		return s.ready(r.Context(), w.Header(), claim, t.query)
 	}
 	return s.await(r.Context(), claim, s.cfg.MaxWait, func() view { return s.look(claim, t) })
 }
@@ -148,8 +148,9 @@ func (s *Server) look(claim identity.Claim, t target) view {
 	return done(notFound())
 }
 
-// ready answers GET /iam4kube/ready?wait=DURATION. Without wait it looks once.
-func (s *Server) ready(ctx context.Context, claim identity.Claim, query string) answer {
+// ready answers GET /iam4kube/ready?wait=DURATION. Without wait it looks once. The pod that
+// the caller is taken for is named in the header, so that he can see whether he is that one.
+func (s *Server) ready(ctx context.Context, header http.Header, claim identity.Claim, query string) answer {
 	values, err := url.ParseQuery(query)
 	if err != nil {
 		return text(http.StatusBadRequest, "iam4kube: the query cannot be read")
@@ -160,7 +161,11 @@ func (s *Server) ready(ctx context.Context, claim identity.Claim, query string) 
 			return text(http.StatusBadRequest, "iam4kube: wait must be a duration such as 5s")
 		}
 	}
-	return s.await(ctx, claim, min(wait, s.cfg.MaxWait), func() view { return s.readyView(claim) })
+	a := s.await(ctx, claim, min(wait, s.cfg.MaxWait), func() view { return s.readyView(claim) })
+	if pod := s.cfg.Identity.Lookup(claim).Pod; pod != nil {
+		header["X-Iam4kube-Pod"] = []string{pod.Namespace + "/" + pod.Name}
+	}
+	return a
 }
 
 // WaitBytes is what a waiting request takes of the memory at most, with its connection,

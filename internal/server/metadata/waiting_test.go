@@ -745,6 +745,13 @@ func TestReady(t *testing.T) {
 				if source := got.Header().Get("X-Iam4kube-Source-Ip"); source != ip {
 					t.Errorf("X-Iam4kube-Source-Ip is %q", source)
 				}
+				wantPod := ""
+				if e.cfg.Identity.Lookup(identity.Claim{Address: netip.MustParseAddr(ip)}).Pod != nil && c.status != http.StatusBadRequest {
+					wantPod = "ns/a"
+				}
+				if pod := got.Header().Get("X-Iam4kube-Pod"); pod != wantPod {
+					t.Errorf("X-Iam4kube-Pod is %q, want %q", pod, wantPod)
+				}
 				if strings.Contains(got.Body.String(), "ASIA") {
 					t.Errorf("credentials: %s", got.Body)
 				}

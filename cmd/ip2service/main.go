@@ -39,8 +39,9 @@ func add(f *flags.Set) (config func() ip2service.Config) {
 	f.Duration(&cfg.ProbeTimeout, "probe-timeout", "60s", 0, longest, "time after which a way that does not work fails the start; 0: no probe; mode pod")
 	f.Duration(&cfg.Wait, "wait", "5s", 0, longest, "time that the server may wait for what it has not seen yet of the pod; mode pod")
 	f.IPs(&cfg.PodIPs, "pod-ips", "", "the pod's addresses (status.podIPs), separated by commas; empty: those of its interfaces; mode pod")
+	f.String(&cfg.Pod, "pod", "", "NAMESPACE/NAME of the pod, which the server has to take it for; empty: not compared; mode pod")
 	f.Only("mode", ip2service.ModeNode, "service-namespace", "service-name", "service-target-port", "startup-taint", "node-name")
-	f.Only("mode", ip2service.ModePod, "to", "probe-timeout", "wait", "pod-ips")
+	f.Only("mode", ip2service.ModePod, "to", "probe-timeout", "wait", "pod-ips", "pod")
 	return func() ip2service.Config {
 		if !f.Given("intercept-ip") { // the default is more than help can show
 			intercept = []netip.Addr{routes.MetadataIPv4, routes.MetadataIPv6}

@@ -98,6 +98,9 @@ func TestWrongFlagsExitWith2(t *testing.T) {
 		{[]string{"--mode=pod", "--to=10.96.0.7:80", "--probe-timeout=-1s"}, []string{"probe-timeout", "from 0s to 24h"}},
 		{[]string{"--mode=pod", "--to=10.96.0.7:80", "--wait=25h"}, []string{"wait", "from 0s to 24h"}},
 		{[]string{"--mode=pod", "--to=10.96.0.7:80", "--pod-ips=pod"}, []string{"pod-ips", "an IP address"}},
+		{[]string{"--mode=pod", "--to=10.96.0.7:80", "--pod=app"}, []string{"--pod", "NAMESPACE/NAME"}},
+		{[]string{"--mode=pod", "--to=10.96.0.7:80", "--pod=shop/app/x"}, []string{"--pod", "NAMESPACE/NAME"}},
+		{[]string{"--mode=pod", "--to=10.96.0.7:80", "--pod=/app"}, []string{"--pod", "NAMESPACE/NAME"}},
 	} {
 		t.Run(fmt.Sprintf("%q", tc.arguments), func(t *testing.T) {
 			t.Setenv("NODE_NAME", "")
@@ -113,7 +116,7 @@ func TestFlagsOfTheOtherModeExitWith2(t *testing.T) {
 	} {
 		checkRefused(t, []string{"--mode", "pod", "--to", "10.96.0.7:80", "--" + name, value}, "--"+name, "--mode pod")
 	}
-	for name, value := range map[string]string{"to": "10.96.0.7:80", "probe-timeout": "60s", "wait": "5s", "pod-ips": "10.0.0.1"} {
+	for name, value := range map[string]string{"to": "10.96.0.7:80", "probe-timeout": "60s", "wait": "5s", "pod-ips": "10.0.0.1", "pod": "shop/app"} {
 		checkRefused(t, []string{"--" + name, value}, "--"+name, "--mode node")
 		checkRefused(t, []string{"--cleanup", "--" + name + "=" + value}, "--"+name, "--mode node")
 	}
@@ -155,6 +158,7 @@ func TestFlagsBecomeTheConfig(t *testing.T) {
 		{append(to, "--to", "[fd00::7]:80"), pod(func(c *ip2service.Config) { c.To = addrPorts("10.96.0.7:80", "[fd00::7]:80") })},
 		{append(to, "-probe-timeout", "0", "-wait=0s"), pod(func(c *ip2service.Config) { c.ProbeTimeout, c.Wait = 0, 0 })},
 		{append(to, "--pod-ips", "10.0.0.1,fd00::1"), pod(func(c *ip2service.Config) { c.PodIPs = addrs("10.0.0.1", "fd00::1") })},
+		{append(to, "--pod=shop/app-0.x"), pod(func(c *ip2service.Config) { c.Pod = "shop/app-0.x" })},
 		{append(to, "--pod-ips="), pod(func(*ip2service.Config) {})}, // the pod's status had none yet
 		{append(to, "--intercept-ip=192.0.2.1", "-intercept-ip", "192.0.2.2", "--intercept-port=8080"), pod(func(c *ip2service.Config) {
 			c.Intercept = addrPorts("192.0.2.1:8080", "192.0.2.2:8080")
@@ -204,7 +208,7 @@ func TestHelp(t *testing.T) {
 			`--log-level "info"`, `--log-encoding "json"`, `--aux-listen-on ":9090"`, `--debug "false"`, `--kubeconfig ""`,
 			`--mode "node"`, `--cleanup "false"`, `--intercept-ip "169.254.169.254"`, `--intercept-port "80"`,
 			`--service-namespace "iam4kube"`, `--service-name "iam4kube"`, `--service-target-port "http"`, `--startup-taint ""`, `--node-name ""`,
-			`--to ""`, `--probe-timeout "60s"`, `--wait "5s"`, `--pod-ips ""`, `--version "false"`,
+			`--to ""`, `--probe-timeout "60s"`, `--wait "5s"`, `--pod-ips ""`, `--pod ""`, `--version "false"`,
 		}
 		for _, line := range lines {
 			if strings.Count(stdout.String(), "  "+line+"\n") != 1 {

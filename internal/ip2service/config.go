@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"k8s.io/apimachinery/pkg/util/validation"
@@ -37,6 +38,7 @@ type Config struct {
 	ProbeTimeout time.Duration
 	Wait         time.Duration
 	PodIPs       []netip.Addr
+	Pod          string // NAMESPACE/NAME
 }
 
 // Validate finds flags that contradict each other, and names that are none.
@@ -77,6 +79,9 @@ func (c Config) validatePod() error {
 		if len(of) == 1 && !slices.ContainsFunc(c.Intercept, is4(want)) {
 			return fmt.Errorf("--to %s: no --intercept-ip is of its family", of[0])
 		}
+	}
+	if namespace, name, _ := strings.Cut(c.Pod, "/"); c.Pod != "" && len(validation.IsDNS1123Label(namespace))+len(validation.IsDNS1123Subdomain(name)) > 0 {
+		return fmt.Errorf("--pod %q: want NAMESPACE/NAME of the pod", c.Pod)
 	}
 	for _, to := range c.To {
 		if slices.Contains(routes.Routes{Intercept: c.Intercept}.Guarded(routes.FamilyOf(to.Addr())), to.Addr()) {

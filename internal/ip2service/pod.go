@@ -63,7 +63,7 @@ func (c Config) probes(podIPs []netip.Addr) []probe.Probe {
 			continue
 		}
 		probes = append(probes, probe.Probe{
-			Address: r.Intercept[0], Behind: r.New, PodIPs: podIPs, Wait: c.Wait, Timeout: c.ProbeTimeout,
+			Address: r.Intercept[0], Behind: r.New, Pod: c.Pod, PodIPs: podIPs, Wait: c.Wait, Timeout: c.ProbeTimeout,
 		})
 	}
 	return probes

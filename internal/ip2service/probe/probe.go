@@ -27,6 +27,9 @@ type Probe struct {
 	Address netip.AddrPort
 	// Behind are the addresses that it leads to, for the text of an error.
 	Behind []netip.AddrPort
+	// Pod is the pod's NAMESPACE/NAME, which the server has to take it for; empty: whoever
+	// it is.
+	Pod string
 	// PodIPs are the addresses that the pod may be seen by.
 	PodIPs []netip.Addr
 	// Wait is how long the server may wait for what it has not seen yet.
@@ -40,8 +43,9 @@ const (
 	// path of the server's answer for init containers.
 	path = "/iam4kube/ready"
 	// serverName is in the header Server of each of its answers, sourceHeader the address
-	// that it saw the request come from.
-	serverName, sourceHeader = "iam4kube", "X-Iam4kube-Source-Ip"
+	// that it saw the request come from, and podHeader the NAMESPACE/NAME of the pod that it
+	// knows there, if it does.
+	serverName, sourceHeader, podHeader = "iam4kube", "X-Iam4kube-Source-Ip", "X-Iam4kube-Pod"
 
 	// dialTimeout is over the first repetition of a SYN, after a second. Then another
 	// try, which may meet another server, is better than the next repetition.
@@ -89,7 +93,7 @@ func (p Probe) Run(ctx context.Context) (Without, error) {
 	}
 }
 
-// unreached is that no server answered, which may pass.
+// unreached is that no server answered who knows this pod from others, which may pass.
 type unreached struct {
 	cause error
 	text  string
@@ -130,6 +134,11 @@ func (p Probe) judge(response *http.Response, body string) (Without, error) {
 	if !slices.Contains(p.PodIPs, source.Unmap().WithZone("")) {
 		return "", fmt.Errorf("the server saw the address %s, which is none of this pod's (%s), and cannot know the pod by it. Either the traffic is masqueraded on its way (kube-proxy with masqueradeAll or a wrong cluster CIDR, the network plugin, the server on the host's network), or it leaves by another interface than the pod's first one",
 			source, join(p.PodIPs))
+	}
+	// A server that knows no pod there, or is older than this header, says nothing.
+	if seen := response.Header.Get(podHeader); p.Pod != "" && seen != "" && seen != p.Pod {
+		return "", &unreached{text: fmt.Sprintf("the server takes this pod's address %s for that of pod %q, and this is %s. Either it has not heard yet that the address changed hands (is the API server reachable from the server's nodes?), or another node claims the address for a pod of its own",
+			source, seen, p.Pod)}
 	}
 	switch response.StatusCode {
 	case http.StatusNoContent:

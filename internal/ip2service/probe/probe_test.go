@@ -217,6 +217,42 @@ func TestRunGivesUpWhenTheTimeIsOver(t *testing.T) {
 	says(t, fmt.Sprint(err), "refused")
 }
 
+// Whom the server takes the pod for is compared, if both say so, whatever else the answer
+// says; and asked again, because the address may just have changed hands.
+func TestAnswerIsForThisPod(t *testing.T) {
+	as := func(pod string, status int) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("X-Iam4kube-Pod", pod)
+			answer(status, "text")(w, r)
+		}
+	}
+	for _, tc := range []struct {
+		name    string
+		pod     string
+		answers []http.HandlerFunc
+		asked   int64
+	}{
+		{"this one", "shop/app", []http.HandlerFunc{as("shop/app", 204)}, 1},
+		{"an older server", "shop/app", []http.HandlerFunc{answer(204, "")}, 1},
+		{"an older webhook", "", []http.HandlerFunc{as("other/app", 204)}, 1},
+		{"the one before", "shop/app", []http.HandlerFunc{as("other/app", 204), as("other/app", 404), as("shop/ap", 403), as("shop/app", 204)}, 4},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			s, p := newServer(t, tc.answers...)
+			p.Pod = tc.pod
+			if without, err := p.Run(t.Context()); without != "" || err != nil || s.asked.Load() != tc.asked {
+				t.Errorf("asked %d times, %q, %v", s.asked.Load(), without, err)
+			}
+		})
+	}
+	t.Run("another until the end", func(t *testing.T) {
+		_, p := newServer(t, as("other/app", 204))
+		p.Pod, p.Timeout = "shop/app", time.Millisecond
+		_, err := p.Run(t.Context())
+		says(t, fmt.Sprint(err), "127.0.0.1", `"other/app"`, "this is shop/app", "changed hands", "another node")
+	})
+}
+
 // The time-out is for a way that does not work. A server that was found in time and waits
 // for what is missing is heard.
 func TestTimeoutCutsNoAnswerOff(t *testing.T) {

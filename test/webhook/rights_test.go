@@ -126,7 +126,7 @@ func TestNetAdminIsForTheInjectedContainerAlone(t *testing.T) {
 	adds := func(capabilities ...corev1.Capability) *corev1.SecurityContext {
 		return &corev1.SecurityContext{Capabilities: &corev1.Capabilities{Add: capabilities}}
 	}
-	args := []string{"--mode", "pod", "--to", "10.96.0.77:80", "--pod-ips", "$(POD_IPS)", "--probe-timeout", "60s", "--wait", "5s"}
+	args := []string{"--mode", "pod", "--to", "10.96.0.77:80", "--pod-ips", "$(POD_IPS)", "--pod", "$(POD_NAMESPACE)/$(POD_NAME)", "--probe-timeout", "60s", "--wait", "5s"}
 	forged := func(change func(*corev1.Container, *corev1.PodSpec)) func(*corev1.Pod) {
 		return func(p *corev1.Pod) {
 			// A pod that opts out is not injected, and what it brings is not replaced.

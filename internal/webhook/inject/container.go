@@ -31,7 +31,7 @@ func (c Config) container(to []netip.AddrPort, podResources bool) corev1.Contain
 	for _, address := range to {
 		args = append(args, "--to", address.String())
 	}
-	args = append(args, "--pod-ips", "$(POD_IPS)", "--probe-timeout", c.ProbeTimeout.String(), "--wait", c.Wait.String())
+	args = append(args, "--pod-ips", "$(POD_IPS)", "--pod", "$(POD_NAMESPACE)/$(POD_NAME)", "--probe-timeout", c.ProbeTimeout.String(), "--wait", c.Wait.String())
 	var requirements corev1.ResourceRequirements
 	if !podResources {
 		requirements = corev1.ResourceRequirements{Limits: resources, Requests: resources}
@@ -40,9 +40,11 @@ func (c Config) container(to []netip.AddrPort, podResources bool) corev1.Contain
 		Name:  ContainerName,
 		Image: c.Image,
 		Args:  args,
-		Env: []corev1.EnvVar{{Name: "POD_IPS", ValueFrom: &corev1.EnvVarSource{
-			FieldRef: &corev1.ObjectFieldSelector{APIVersion: "v1", FieldPath: "status.podIPs"},
-		}}},
+		Env: []corev1.EnvVar{
+			fromPod("POD_IPS", "status.podIPs"),
+			fromPod("POD_NAMESPACE", "metadata.namespace"),
+			fromPod("POD_NAME", "metadata.name"),
+		},
 		Resources:                requirements,
 		TerminationMessagePath:   corev1.TerminationMessagePathDefault,
 		TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
@@ -61,4 +63,11 @@ func (c Config) container(to []netip.AddrPort, podResources bool) corev1.Contain
 			SeccompProfile:           &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
 		},
 	}
+}
+
+// fromPod is an environment variable with a field of the pod.
+func fromPod(name, field string) corev1.EnvVar {
+	return corev1.EnvVar{Name: name, ValueFrom: &corev1.EnvVarSource{
+		FieldRef: &corev1.ObjectFieldSelector{APIVersion: "v1", FieldPath: field},
+	}}
 }

@@ -8,11 +8,14 @@ import (
 	"github.com/iam4kube/iam4kube/internal/server/role"
 )
 
-// ServiceAccount is what is kept of a Kubernetes ServiceAccount.
+// ServiceAccount is what is kept of a Kubernetes ServiceAccount. Of its annotations,
+// which can hold 256 KiB, that is what they say: at most 2 KB, whoever wrote them.
 type ServiceAccount struct {
 	Namespace, Name string
-	// Annotations are those that package role reads.
-	Annotations map[string]string
+	// Role is nil if there is no role annotation, or a wrong one.
+	Role *role.Role
+	// Wrong is why the annotations give no role, empty if nothing is wrong with them.
+	Wrong string
 }
 
 func (s *ServiceAccount) key() types.NamespacedName {
@@ -32,15 +35,11 @@ type account struct {
 	pods int
 }
 
-func keepServiceAccount(s *metav1.PartialObjectMetadata) *ServiceAccount {
+func (x *Index) keepServiceAccount(s *metav1.PartialObjectMetadata) *ServiceAccount {
 	kept := &ServiceAccount{Namespace: shared(s.Namespace), Name: s.Name}
-	for _, name := range []string{role.AnnotationARN, role.AnnotationExternalID, role.AnnotationDuration} {
-		if value := s.Annotations[name]; value != "" {
-			if kept.Annotations == nil {
-				kept.Annotations = map[string]string{}
-			}
-			kept.Annotations[name] = value
-		}
+	var err error
+	if kept.Role, err = role.FromAnnotations(kept.Namespace, kept.Name, s.Annotations, x.defaultDuration); err != nil {
+		kept.Wrong = err.Error()
 	}
 	return kept
 }
@@ -60,16 +59,12 @@ func (x *Index) accountOf(key types.NamespacedName) *account {
 func (x *Index) setAccount(s *ServiceAccount) {
 	a := x.accountOf(s.key())
 	a.exists = true
-	next, err := role.FromAnnotations(s.Namespace, s.Name, s.Annotations, x.defaultDuration)
 	before := a.wrong
-	a.wrong = ""
-	if err != nil {
-		a.wrong = err.Error()
-	}
+	a.wrong = s.Wrong
 	if a.wrong != "" && a.wrong != before {
 		x.reportPods(a, badAnnotation(s.Name, a.wrong))
 	}
-	x.setRole(a, next)
+	x.setRole(a, s.Role)
 }
 
 // setRole tells which role is in use now. It keeps the pointer of a role that has

@@ -70,17 +70,17 @@ func (w *world) listPods(pods ...*corev1.Pod) {
 }
 
 func (w *world) setAccount(a *metav1.PartialObjectMetadata) {
-	accountSink{w.Index}.Set(keepServiceAccount(a))
+	accountSink{w.Index}.Set(w.keepServiceAccount(a))
 }
 
 func (w *world) deleteAccount(a *metav1.PartialObjectMetadata) {
-	accountSink{w.Index}.Delete(keepServiceAccount(a))
+	accountSink{w.Index}.Delete(w.keepServiceAccount(a))
 }
 
 func (w *world) listAccounts(accounts ...*metav1.PartialObjectMetadata) {
 	var kept []*ServiceAccount
 	for _, a := range accounts {
-		kept = append(kept, keepServiceAccount(a))
+		kept = append(kept, w.keepServiceAccount(a))
 	}
 	accountSink{w.Index}.Replace(kept)
 }

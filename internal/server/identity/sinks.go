@@ -42,7 +42,7 @@ func (x *Index) ServiceAccounts(client metadata.Interface) kube.Resource[*metav1
 		Selector: func(*metav1.ListOptions) {},
 		List:     func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return all.List(ctx, o) },
 		Watch:    func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) { return all.Watch(ctx, o) },
-		Keep:     keepServiceAccount,
+		Keep:     x.keepServiceAccount,
 		Sink:     accountSink{x},
 	}
 }

@@ -11,6 +11,7 @@ import (
 func TestFromAnnotations(t *testing.T) {
 	const good = "arn:aws:iam::123456789012:role/app"
 	long := strings.Repeat("a", 64)
+	longest := "arn:aws-us-gov:iam::123456789012:role/" + strings.Repeat("p", 510) + "/" + long
 	for _, tc := range []struct {
 		name        string
 		annotations map[string]string
@@ -28,6 +29,7 @@ func TestFromAnnotations(t *testing.T) {
 		{name: "isolated b", annotations: map[string]string{AnnotationARN: "arn:aws-iso-b:iam::123456789012:role/app"}, want: Role{ARN: "arn:aws-iso-b:iam::123456789012:role/app", Duration: time.Hour}},
 		{name: "path", annotations: map[string]string{AnnotationARN: "arn:aws:iam::123456789012:role/a/b/c+=,.@-_"}, want: Role{ARN: "arn:aws:iam::123456789012:role/a/b/c+=,.@-_", Duration: time.Hour}},
 		{name: "longest name", annotations: map[string]string{AnnotationARN: "arn:aws:iam::123456789012:role/" + long}, want: Role{ARN: "arn:aws:iam::123456789012:role/" + long, Duration: time.Hour}},
+		{name: "longest ARN", annotations: map[string]string{AnnotationARN: longest}, want: Role{ARN: longest, Duration: time.Hour}},
 		{name: "external ID and duration", annotations: map[string]string{AnnotationARN: good, AnnotationExternalID: "a:b/c=1", AnnotationDuration: "900"}, want: Role{ARN: good, ExternalID: "a:b/c=1", Duration: 15 * time.Minute}},
 		{name: "empty external ID and duration count as absent", annotations: map[string]string{AnnotationARN: good, AnnotationExternalID: "", AnnotationDuration: ""}, want: Role{ARN: good, Duration: time.Hour}},
 		{name: "longest duration", annotations: map[string]string{AnnotationARN: good, AnnotationDuration: "43200"}, want: Role{ARN: good, Duration: 12 * time.Hour}},
@@ -42,6 +44,8 @@ func TestFromAnnotations(t *testing.T) {
 		{name: "empty path element", annotations: map[string]string{AnnotationARN: "arn:aws:iam::123456789012:role//app"}, wrong: AnnotationARN},
 		{name: "name too long", annotations: map[string]string{AnnotationARN: "arn:aws:iam::123456789012:role/a" + long}, wrong: AnnotationARN},
 		{name: "path too long", annotations: map[string]string{AnnotationARN: "arn:aws:iam::123456789012:role/" + strings.Repeat("p", 511) + "/app"}, wrong: AnnotationARN},
+		{name: "as long as annotations can be", annotations: map[string]string{AnnotationARN: good + strings.Repeat("\x00", 256<<10)}, wrong: AnnotationARN},
+		{name: "external ID as long as annotations can be", annotations: map[string]string{AnnotationARN: good, AnnotationExternalID: strings.Repeat("a", 256<<10)}, wrong: AnnotationExternalID},
 		{name: "trailing newline", annotations: map[string]string{AnnotationARN: good + "\n"}, wrong: AnnotationARN},
 		{name: "space in front", annotations: map[string]string{AnnotationARN: " " + good}, wrong: AnnotationARN},
 		{name: "wildcard", annotations: map[string]string{AnnotationARN: "arn:aws:iam::123456789012:role/*"}, wrong: AnnotationARN},
@@ -61,7 +65,7 @@ func TestFromAnnotations(t *testing.T) {
 				if !errors.As(err, &annotationError) || annotationError.Annotation != tc.wrong || got != nil {
 					t.Fatalf("got %v, %v, want an error about %s", got, err, tc.wrong)
 				}
-				if len(err.Error()) > 400 || !strings.Contains(err.Error(), tc.wrong) {
+				if len(err.Error()) > 800 || !strings.Contains(err.Error(), tc.wrong) {
 					t.Errorf("error %q should be short and name %s", err, tc.wrong)
 				}
 			case err != nil:
@@ -77,6 +81,16 @@ func TestFromAnnotations(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A value is quoted as far as it helps, and its length says what else is wrong with it.
+func TestErrorQuotesTheBeginning(t *testing.T) {
+	arn := "arn:aws:iam::123456789012:role/" + strings.Repeat("a", 4000)
+	_, err := FromAnnotations("ns", "sa", map[string]string{AnnotationARN: arn}, time.Hour)
+	want := `annotation iam.amazonaws.com/roleArn has the value "` + arn[:128] + `"... (4031 bytes), want the ARN of an IAM role, such as arn:aws:iam::123456789012:role/NAME`
+	if err == nil || err.Error() != want {
+		t.Errorf("got %v\nwant %s", err, want)
 	}
 }
 

@@ -44,7 +44,7 @@ func TestNothingKeptGrowsWithItsSender(t *testing.T) {
 	hub := waiting.NewHub(1, 1)
 	cache := credentials.New(nil, hub, registry, zap.NewNop())
 	index := identity.New(hub, cache, podevents.New(client.CoreV1(), registry, zap.NewNop()), time.Hour, registry)
-	pods, accounts, nodes := index.Pods(client), index.ServiceAccounts(metadata), index.Nodes(metadata)
+	pods, accounts, nodes := index.Pods(client), index.ServiceAccounts(metadata), index.Nodes(client)
 
 	long := strings.Repeat("a", senderBytes)
 	const arn = "arn:aws:iam::123456789012:role/app"

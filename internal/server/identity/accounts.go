@@ -31,8 +31,24 @@ type account struct {
 	role *role.Role
 	// wrong is why its annotations give no role, empty if nothing is wrong with them.
 	wrong string
-	// pods is how many pods name it.
-	pods int
+	// pods are those that name it, guarded by Index.changes and not by Index.mu.
+	pods []*Pod
+}
+
+func (a *account) add(p *Pod) {
+	p.place = int32(len(a.pods))
+	a.pods = append(a.pods, p)
+}
+
+// remove needs no search, because an account may have all pods of a large cluster.
+func (a *account) remove(p *Pod) {
+	last := len(a.pods) - 1
+	a.pods[p.place] = a.pods[last]
+	a.pods[p.place].place = p.place
+	a.pods[last] = nil
+	if a.pods = a.pods[:last]; last == 0 {
+		a.pods = nil
+	}
 }
 
 func (x *Index) keepServiceAccount(s *metav1.PartialObjectMetadata) *ServiceAccount {
@@ -45,7 +61,7 @@ func (x *Index) keepServiceAccount(s *metav1.PartialObjectMetadata) *ServiceAcco
 }
 
 // accountOf returns the account of that name, which is the same one until release. It
-// needs mu.
+// needs changes.
 func (x *Index) accountOf(key types.NamespacedName) *account {
 	a := x.accounts[key]
 	if a == nil {
@@ -55,54 +71,53 @@ func (x *Index) accountOf(key types.NamespacedName) *account {
 	return a
 }
 
-// setAccount takes over what the annotations say now. It needs mu.
+// setAccount takes over what the annotations say now. It needs changes.
 func (x *Index) setAccount(s *ServiceAccount) {
 	a := x.accountOf(s.key())
-	a.exists = true
-	before := a.wrong
-	a.wrong = s.Wrong
-	if a.wrong != "" && a.wrong != before {
-		x.reportPods(a, badAnnotation(s.Name, a.wrong))
+	news := s.Wrong != "" && s.Wrong != a.wrong
+	x.publishAccount(a, true, s.Role, s.Wrong)
+	if news {
+		x.reportPods(a, badAnnotation(s.Name, s.Wrong))
 	}
-	x.setRole(a, s.Role)
 }
 
-// setRole tells which role is in use now. It keeps the pointer of a role that has
-// not changed: by that others know it.
-func (x *Index) setRole(a *account, next *role.Role) {
-	if a.role != nil && next != nil && *a.role == *next {
-		return
+// publishAccount tells which role is in use now: before the first request can ask for
+// it, and that the other one is not after the last. It keeps the pointer of a role that
+// has not changed: by that others know it. It needs changes.
+func (x *Index) publishAccount(a *account, exists bool, next *role.Role, wrong string) {
+	before := a.role
+	if before != nil && next != nil && *before == *next {
+		next = before
 	}
-	if next != nil {
+	if next != nil && next != before {
 		x.roles.Want(next)
 	}
-	if a.role != nil {
-		x.roles.Drop(a.role)
+	x.publish(func() { a.exists, a.role, a.wrong = exists, next, wrong })
+	if before != nil && next != before {
+		x.roles.Drop(before)
 	}
-	a.role = next
 }
 
-// removeAccount needs mu.
+// removeAccount needs changes.
 func (x *Index) removeAccount(key types.NamespacedName) {
 	if a := x.accounts[key]; a != nil {
-		a.exists, a.wrong = false, ""
+		x.publishAccount(a, false, a.role, "")
 		x.release(key)
 	}
 }
 
-// release forgets an account that neither exists nor has pods. It needs mu.
+// release forgets an account that neither exists nor has pods. It needs changes.
 func (x *Index) release(key types.NamespacedName) {
-	if a := x.accounts[key]; a != nil && !a.exists && a.pods == 0 {
-		x.setRole(a, nil)
+	if a := x.accounts[key]; a != nil && !a.exists && len(a.pods) == 0 {
+		x.publishAccount(a, false, nil, "")
 		delete(x.accounts, key)
 	}
 }
 
-// reportPods looks at all pods: a wrong annotation is rare, and an index of pods
-// by ServiceAccount would cost memory for every pod. It needs mu.
+// reportPods needs changes.
 func (x *Index) reportPods(a *account, d diagnosis.Diagnosis) {
-	for _, p := range x.pods {
-		if p.account == a && p.hasOwnAddresses() {
+	for _, p := range a.pods {
+		if p.hasOwnAddresses() {
 			x.observer.Record(p, d)
 		}
 	}

@@ -58,6 +58,10 @@ func (x *Index) Lookup(claim Claim) Caller {
 		caller.Refusal = diagnosis.NodeAddress
 		return caller
 	}
+	if _, ok := x.unsettled[claim.Address]; ok {
+		caller.Missing = diagnosis.Pod
+		return caller
+	}
 	pods := x.addresses[claim.Address]
 	caller.Pod, caller.Missing = x.owner(claim.Address, pods)
 	if caller.Pod == nil {

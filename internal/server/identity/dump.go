@@ -19,8 +19,8 @@ type PodState struct {
 
 // Dump lists the pods by namespace and name.
 func (x *Index) Dump() []PodState {
-	x.mu.RLock()
-	defer x.mu.RUnlock()
+	x.changes.Lock()
+	defer x.changes.Unlock()
 	states := make([]PodState, 0, len(x.pods))
 	for _, p := range x.pods {
 		state := PodState{p.Namespace, p.Name, p.ServiceAccount, p.Node, p.Addresses, p.Terminating, !p.hasOwnAddresses(), ""}

@@ -40,19 +40,29 @@ type Index struct {
 	observer        Observer
 	defaultDuration time.Duration
 
-	mu sync.RWMutex
+	// changes is held by whoever changes the index or reads all of it, from begin to
+	// end: a list of a large cluster takes a second. No request needs it. Whoever holds
+	// it may read everything; it is locked before mu.
+	changes sync.Mutex
 	// listed is set with the first full list of pods.
-	listed    bool
-	pods      map[types.NamespacedName]*Pod
-	addresses map[netip.Addr][]*Pod
-	// hosts counts the pods that name an address as their node's, by the node's name.
-	hosts    map[netip.Addr]map[string]int
+	listed   bool
+	pods     map[types.NamespacedName]*Pod
 	accounts map[types.NamespacedName]*account
-	nodes    map[string]Node
-	// podCIDRs counts the nodes that have a range.
-	podCIDRs map[netip.Prefix]int
 	// left are the accounts that lost a pod during the present change.
 	left []types.NamespacedName
+
+	// mu guards what requests read: the rest of the fields, and what an account says. It
+	// is locked for atOnce pods at most, and never for reading more than one.
+	mu        sync.RWMutex
+	addresses map[netip.Addr][]*Pod
+	// unsettled are the addresses that a list is about to change: what is known of them
+	// may be true neither before nor after it.
+	unsettled map[netip.Addr]struct{}
+	// hosts counts the pods that name an address as their node's, by the node's name.
+	hosts map[netip.Addr]map[string]int
+	nodes map[string]Node
+	// podCIDRs counts the nodes that have a range.
+	podCIDRs map[netip.Prefix]int
 }
 
 // New returns an empty Index. Waiters of hub wait for the keys that Caller names.
@@ -70,100 +80,24 @@ func New(hub *waiting.Hub, roles Roles, observer Observer, defaultDuration time.
 	return x
 }
 
-// setPod files a pod, in place of its earlier state if there is one. The caller
-// holds mu and wakes the keys that are returned after releasing it.
-func (x *Index) setPod(p *Pod) []any {
-	old := x.pods[p.key()]
-	switch {
-	case old != nil && old.UID == p.UID && old.same(p):
-		return nil
-	case old != nil && old.UID == p.UID:
-		p.Life = old.Life
-	default:
-		p.Life = &Life{Announced: x.listed}
+// change runs do with changes held and wakes the keys that it returns afterwards.
+// Accounts are released at the end, so that the order of a list does not matter.
+func (x *Index) change(do func() []any) {
+	x.changes.Lock()
+	keys := do()
+	for _, account := range x.left {
+		x.release(account)
 	}
-	// Added before the old state is removed, so that the count of a node never touches
-	// 0 in between.
-	keys := x.file(p)
-	if old != nil {
-		keys = append(keys, x.unfile(old)...)
-		if old.UID != p.UID {
-			x.observer.Gone(old)
-		}
+	x.left = nil
+	x.changes.Unlock()
+	for _, key := range keys {
+		x.hub.Wake(key)
 	}
-	x.pods[p.key()] = p
-	if a := p.account; a.exists && a.wrong != "" && p.hasOwnAddresses() && (old == nil || old.UID != p.UID) {
-		x.observer.Record(p, badAnnotation(p.ServiceAccount, a.wrong))
-	}
-	return keys
 }
 
-// removePod needs mu, like setPod.
-func (x *Index) removePod(key types.NamespacedName) []any {
-	old := x.pods[key]
-	if old == nil {
-		return nil
-	}
-	delete(x.pods, key)
-	x.observer.Gone(old)
-	return x.unfile(old)
-}
-
-func (x *Index) file(p *Pod) []any {
-	keys := make([]any, 0, 4)
-	for _, a := range p.HostAddresses {
-		if x.hosts[a] == nil {
-			x.hosts[a] = map[string]int{}
-		}
-		if x.hosts[a][p.Node]++; x.hosts[a][p.Node] == 1 {
-			keys = append(keys, a) // who waits for a pod there waits in vain
-		}
-	}
-	p.account = x.accountOf(p.accountKey())
-	p.account.pods++
-	if !p.hasOwnAddresses() {
-		return keys
-	}
-	for _, a := range p.Addresses {
-		x.addresses[a] = append(x.addresses[a], p)
-		keys = append(keys, a)
-	}
-	return keys
-}
-
-func (x *Index) unfile(p *Pod) []any {
-	for _, a := range p.HostAddresses {
-		if x.hosts[a][p.Node]--; x.hosts[a][p.Node] == 0 {
-			delete(x.hosts[a], p.Node)
-		}
-		if len(x.hosts[a]) == 0 {
-			delete(x.hosts, a)
-		}
-	}
-	p.account.pods--
-	x.left = append(x.left, p.accountKey())
-	if !p.hasOwnAddresses() {
-		return nil
-	}
-	keys := make([]any, 0, 4)
-	for _, a := range p.Addresses {
-		if left := without(x.addresses[a], p); len(left) > 0 {
-			x.addresses[a] = left
-		} else {
-			delete(x.addresses, a)
-		}
-		keys = append(keys, a)
-	}
-	return keys
-}
-
-// without returns a new slice: readers may hold the old one.
-func without(pods []*Pod, p *Pod) []*Pod {
-	var left []*Pod
-	for _, other := range pods {
-		if other != p {
-			left = append(left, other)
-		}
-	}
-	return left
+// publish runs do, which changes what requests read. It needs changes.
+func (x *Index) publish(do func()) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	do()
 }

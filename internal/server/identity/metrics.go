@@ -29,7 +29,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	served := map[string]int{"yes": 0, "no": 0}
 	roles := map[string]int{"valid": 0, "none": 0, "invalid": 0, "deleted": 0}
 	ambiguous := 0
-	c.index.mu.RLock()
+	c.index.changes.Lock()
 	for _, p := range c.index.pods {
 		if p.hasOwnAddresses() {
 			served["yes"]++
@@ -55,7 +55,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 			ambiguous++
 		}
 	}
-	c.index.mu.RUnlock()
+	c.index.changes.Unlock()
 	for label, n := range served {
 		ch <- prometheus.MustNewConstMetric(podsDesc, prometheus.GaugeValue, float64(n), label)
 	}

@@ -30,9 +30,11 @@ type Pod struct {
 	// Ended: no container of the pod can make a request any more.
 	Ended bool
 
-	Life *Life
+	// place is that in account.pods. It is here because it costs no memory here.
+	place int32
 	// account is the ServiceAccount's, set while the pod is filed.
 	account *account
+	Life    *Life
 }
 
 // Life is shared by all states of one pod, from its first to its last.

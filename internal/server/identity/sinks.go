@@ -2,6 +2,7 @@ package identity
 
 import (
 	"context"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -64,54 +65,50 @@ func (x *Index) Nodes(client kubernetes.Interface) kube.Resource[*corev1.Node, *
 // known returns the state that the index has of the pod if p is no other: while all pods
 // are listed again, there is then no second copy of them.
 func (x *Index) known(p *Pod) *Pod {
-	x.mu.RLock()
-	defer x.mu.RUnlock()
+	x.changes.Lock()
+	defer x.changes.Unlock()
 	if old := x.pods[p.key()]; old != nil && old.same(p) {
 		return old
 	}
 	return p
 }
 
-// change runs do with mu held and wakes the keys that it returns afterwards. Accounts
-// are released at the end, so that the order of a list does not matter.
-func (x *Index) change(do func() []any) {
-	x.mu.Lock()
-	keys := do()
-	for _, account := range x.left {
-		x.release(account)
-	}
-	x.left = nil
-	x.mu.Unlock()
-	for _, key := range keys {
-		x.hub.Wake(key)
-	}
-}
-
 type podSink struct{ *Index }
 
 func (s podSink) Set(p *Pod) {
-	s.change(func() []any { return s.setPod(p) })
+	s.take(func() []transition { return s.set(p) })
 }
 
 func (s podSink) Delete(p *Pod) {
-	s.change(func() []any { return s.removePod(p.key()) })
+	s.take(func() []transition {
+		if before := s.pods[p.key()]; before != nil {
+			return []transition{{before: before}}
+		}
+		return nil
+	})
 }
 
 func (s podSink) Replace(pods []*Pod) {
-	s.change(func() (keys []any) {
-		present := make(map[types.NamespacedName]struct{}, len(pods))
-		for _, p := range pods {
-			present[p.key()] = struct{}{}
-			keys = append(keys, s.setPod(p)...)
-		}
-		for key := range s.pods {
-			if _, ok := present[key]; !ok {
-				keys = append(keys, s.removePod(key)...)
-			}
-		}
+	s.take(func() []transition { return s.replace(pods) })
+	s.change(func() []any {
 		s.listed = true
-		return keys
+		return nil
 	})
+}
+
+// take applies transitions, and then wakes who waits on one of their addresses.
+func (s podSink) take(transitions func() []transition) {
+	var all []transition
+	s.change(func() []any {
+		all = transitions()
+		s.apply(all)
+		return nil
+	})
+	for _, t := range all {
+		for a := range t.addresses() {
+			s.hub.Wake(a)
+		}
+	}
 }
 
 type accountSink struct{ *Index }
@@ -152,24 +149,35 @@ type nodeSink struct{ *Index }
 
 func (s nodeSink) Set(n *Node) {
 	s.change(func() []any {
-		s.setNode(*n)
+		s.publish(func() { s.setNode(*n) })
 		return nil
 	})
 }
 
 func (s nodeSink) Delete(n *Node) {
 	s.change(func() []any {
-		s.removeNode(n.Name)
+		s.publish(func() { s.removeNode(n.Name) })
 		return nil
 	})
 }
 
 func (s nodeSink) Replace(nodes []*Node) {
 	s.change(func() []any {
-		clear(s.nodes)
-		clear(s.podCIDRs)
+		present := make(map[string]struct{}, len(nodes))
 		for _, n := range nodes {
-			s.setNode(*n)
+			present[n.Name] = struct{}{}
+		}
+		for some := range slices.Chunk(nodes, atOnce) {
+			s.publish(func() {
+				for _, n := range some {
+					s.setNode(*n)
+				}
+			})
+		}
+		for name := range s.nodes {
+			if _, ok := present[name]; !ok {
+				s.publish(func() { s.removeNode(name) })
+			}
 		}
 		return nil
 	})

@@ -40,17 +40,23 @@ type Cache struct {
 	// attempts are joined by Run.
 	attempts sync.WaitGroup
 
-	mu         sync.RWMutex
-	entries    map[*role.Role]*entry
+	// planning is held by whoever looks at all roles or changes one, and by no request.
+	// Whoever holds it may read everything; it is locked before mu.
+	planning   sync.Mutex
 	namespaces map[string]*namespace
 	// turn counts the dispatched attempts, for fairness among namespaces.
 	turn uint64
 	// unfilled are the roles that Filled still waits for; nil before Fill.
 	unfilled map[*role.Role]struct{}
 	filled   chan struct{}
+
+	// mu guards what Get reads: entries, and issued and failure of each. It is locked for
+	// one entry at a time.
+	mu      sync.RWMutex
+	entries map[*role.Role]*entry
 }
 
-// entry is one wanted role. Its fields are guarded by Cache.mu.
+// entry is one wanted role. Its fields are guarded by Cache.planning.
 type entry struct {
 	role      *role.Role
 	namespace *namespace
@@ -83,8 +89,8 @@ func New(client STS, hub *waiting.Hub, registry prometheus.Registerer, log *zap.
 
 // Want adds a role: its credentials are fetched and kept fresh until Drop.
 func (c *Cache) Want(r *role.Role) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	c.planning.Lock()
+	defer c.planning.Unlock()
 	if c.entries[r] != nil {
 		return
 	}
@@ -94,23 +100,30 @@ func (c *Cache) Want(r *role.Role) {
 		c.namespaces[r.Namespace] = ns
 	}
 	ns.roles++
-	c.entries[r] = &entry{role: r, namespace: ns}
+	c.publish(func() { c.entries[r] = &entry{role: r, namespace: ns} })
 	c.Nudge()
 }
 
 // Drop forgets a role and its credentials. An attempt under way comes to nothing.
 func (c *Cache) Drop(r *role.Role) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	c.planning.Lock()
+	defer c.planning.Unlock()
 	e := c.entries[r]
 	if e == nil {
 		return
 	}
-	delete(c.entries, r)
+	c.publish(func() { delete(c.entries, r) })
 	if e.namespace.roles--; e.namespace.roles == 0 {
 		delete(c.namespaces, r.Namespace)
 	}
 	c.markFilled(r)
+}
+
+// publish runs do, which changes what Get reads. It needs planning.
+func (c *Cache) publish(do func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	do()
 }
 
 // Get returns the credentials of a role if it has any that are still valid, or
@@ -140,8 +153,8 @@ func (c *Cache) Nudge() {
 // Fill marks the roles that are wanted now: Filled is closed when each of them
 // has had one finished attempt, whatever its outcome, or is dropped.
 func (c *Cache) Fill() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	c.planning.Lock()
+	defer c.planning.Unlock()
 	c.unfilled = map[*role.Role]struct{}{}
 	for r, e := range c.entries {
 		if !e.tried {
@@ -156,7 +169,7 @@ func (c *Cache) Fill() {
 // Filled is closed once the roles that Fill saw have been tried.
 func (c *Cache) Filled() <-chan struct{} { return c.filled }
 
-// markFilled needs mu.
+// markFilled needs planning.
 func (c *Cache) markFilled(r *role.Role) {
 	if _, waiting := c.unfilled[r]; waiting {
 		delete(c.unfilled, r)
@@ -172,16 +185,16 @@ func (c *Cache) attempt(ctx context.Context, e *entry) {
 	if ctx.Err() != nil {
 		return // the server stops; whatever came back serves nobody
 	}
-	c.mu.Lock()
+	c.planning.Lock()
 	c.finish(e, result, err)
 	failure, failures := e.failure, e.failures
-	c.mu.Unlock()
+	c.planning.Unlock()
 	c.hub.Wake(e.role)
 	c.Nudge()
 	c.report(e.role, result, failure, failures)
 }
 
-// finish needs mu.
+// finish needs planning.
 func (c *Cache) finish(e *entry, result *sts.Credentials, err error) {
 	now := time.Now()
 	e.inFlight, e.tried, e.triedAt = false, true, now
@@ -189,13 +202,13 @@ func (c *Cache) finish(e *entry, result *sts.Credentials, err error) {
 		c.markFilled(e.role)
 	}
 	if err != nil {
-		e.failure = asFailure(err)
+		c.publish(func() { e.failure = asFailure(err) })
 		e.failures++
 		e.due = now.Add(e.pause(now))
 		return
 	}
-	e.failure, e.failures = nil, 0
-	e.issued = newIssued(result)
+	c.publish(func() { e.failure, e.issued = nil, newIssued(result) })
+	e.failures = 0
 	// Half of the life is over at the earliest, and 0.6 of it at the latest: with
 	// an hour that leaves 24 to 30 minutes, with 15 minutes it leaves 6 to 7.5. The
 	// jitter keeps roles that were fetched together from being refreshed together.

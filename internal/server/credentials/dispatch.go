@@ -70,24 +70,29 @@ func (c *Cache) Run(ctx context.Context) error {
 
 // take marks the most urgent entry as being in flight.
 func (c *Cache) take(now time.Time) *entry {
-	e, _ := c.nextDue(now)
+	c.planning.Lock()
+	defer c.planning.Unlock()
+	e, _ := c.due(now)
 	if e == nil {
 		return nil
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	c.turn++
 	e.namespace.served[c.classOf(e, now)] = c.turn
 	e.inFlight = true
 	return e
 }
 
-// nextDue is the most urgent entry that is due, or nil and how long to sleep. It
-// looks at every entry: a place at the limiter is rarer than that is expensive,
-// and so no queue can disagree with the entries' state.
+// nextDue is due for a caller without planning.
 func (c *Cache) nextDue(now time.Time) (*entry, time.Duration) {
-	c.mu.RLock()
-	defer c.mu.RUnlock()
+	c.planning.Lock()
+	defer c.planning.Unlock()
+	return c.due(now)
+}
+
+// due is the most urgent entry that is due, or nil and how long to sleep. It
+// looks at every entry: a place at the limiter is rarer than that is expensive,
+// and so no queue can disagree with the entries' state. It needs planning.
+func (c *Cache) due(now time.Time) (*entry, time.Duration) {
 	sleep := longestSleep
 	var best *entry
 	var bestClass class

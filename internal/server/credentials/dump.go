@@ -22,8 +22,8 @@ type RoleState struct {
 // Dump lists the wanted roles by session name. State is that of iam4kube_roles.
 func (c *Cache) Dump() []RoleState {
 	now := time.Now()
-	c.mu.RLock()
-	defer c.mu.RUnlock()
+	c.planning.Lock()
+	defer c.planning.Unlock()
 	states := make([]RoleState, 0, len(c.entries))
 	for _, e := range c.entries {
 		state := RoleState{Role: *e.role, State: e.state(now), NextAttempt: e.due, Failures: e.failures}

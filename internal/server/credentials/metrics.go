@@ -58,7 +58,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	var queue [classes]int
 	var soonest float64
 	now := time.Now()
-	c.cache.mu.RLock()
+	c.cache.planning.Lock()
 	for _, e := range c.cache.entries {
 		states[e.state(now)]++
 		if !e.inFlight && !c.cache.dueAt(e, now).After(now) {
@@ -70,7 +70,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 			}
 		}
 	}
-	c.cache.mu.RUnlock()
+	c.cache.planning.Unlock()
 	for state, n := range states {
 		ch <- prometheus.MustNewConstMetric(rolesDesc, prometheus.GaugeValue, float64(n), state)
 	}

@@ -46,6 +46,9 @@ type Cache struct {
 	namespaces map[string]*namespace
 	// turn counts the dispatched attempts, for fairness among namespaces.
 	turn uint64
+	// passedOver counts, by class, the places that others had since one of it had one,
+	// while it had something due.
+	passedOver [classes]int
 	// unfilled are the roles that Filled still waits for; nil before Fill.
 	unfilled map[*role.Role]struct{}
 	filled   chan struct{}
@@ -113,10 +116,16 @@ func (c *Cache) Drop(r *role.Role) {
 		return
 	}
 	c.publish(func() { delete(c.entries, r) })
-	if e.namespace.roles--; e.namespace.roles == 0 {
-		delete(c.namespaces, r.Namespace)
-	}
+	e.namespace.roles--
+	c.forget(r.Namespace, time.Now())
 	c.markFilled(r)
+}
+
+// forget drops a namespace of which there is nothing to remember. It needs planning.
+func (c *Cache) forget(name string, now time.Time) {
+	if ns := c.namespaces[name]; ns.roles == 0 && ns.firstLately(now) == 0 {
+		delete(c.namespaces, name)
+	}
 }
 
 // publish runs do, which changes what Get reads. It needs planning.

@@ -15,7 +15,7 @@ const (
 	awaited                    // STS has not said yes or no to it, and somebody waits
 	untried                    // never tried
 	early                      // a refresh with time left
-	failing                    // failed before
+	failing                    // failed before, or new where too many are
 	classes       = iota
 )
 
@@ -28,6 +28,30 @@ type namespace struct {
 	roles int
 	// served is the turn at which the namespace last had a place, per class.
 	served [classes]uint64
+	// first counts its first attempts at roles up to firstAt, less what was forgotten.
+	first   float64
+	firstAt time.Time
+}
+
+const (
+	// sharedOut is how many places others may have, one after the other, while a class has
+	// something due. So each keeps a share, and those that come first keep seven eighths.
+	sharedOut = 31
+	// firstAtOnce and firstEvery limit the new roles of a namespace, each of which
+	// comes before all that STS has refused. It may have as many as it has roles, or
+	// firstAtOnce if that is more, and later one more every firstEvery.
+	firstAtOnce = 20
+	firstEvery  = 10 * time.Second
+)
+
+// firstLately is how many of its first attempts count at that time.
+func (n *namespace) firstLately(now time.Time) float64 {
+	return max(0, n.first-float64(now.Sub(n.firstAt))/float64(firstEvery))
+}
+
+// mayTry reports whether a new role of the namespace comes before those that failed.
+func (n *namespace) mayTry(now time.Time) bool {
+	return n.firstLately(now) < float64(max(n.roles, firstAtOnce))
 }
 
 const (
@@ -39,6 +63,8 @@ const (
 	// awaitedBackOff caps the back-off of a role that failed for a passing reason
 	// while somebody waits for it.
 	awaitedBackOff = 15 * time.Second
+	// forgetEvery is after how many places namespaces without roles are forgotten.
+	forgetEvery = 256
 )
 
 // Run asks STS for what is due until ctx ends and every attempt has returned.
@@ -47,7 +73,7 @@ func (c *Cache) Run(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
-		if due, sleep := c.nextDue(time.Now()); due == nil {
+		if due, sleep := c.nextDue(time.Now()); !due {
 			timer.Reset(sleep)
 			select {
 			case <-ctx.Done():
@@ -72,30 +98,57 @@ func (c *Cache) Run(ctx context.Context) error {
 func (c *Cache) take(now time.Time) *entry {
 	c.planning.Lock()
 	defer c.planning.Unlock()
-	e, _ := c.due(now)
-	if e == nil {
+	due, _ := c.due(now)
+	chosen := c.choose(due)
+	if chosen < 0 {
 		return nil
 	}
+	for class, e := range due {
+		if e != nil {
+			c.passedOver[class]++
+		}
+	}
+	c.passedOver[chosen] = 0
 	c.turn++
-	e.namespace.served[c.classOf(e, now)] = c.turn
+	e := due[chosen]
 	e.inFlight = true
+	e.namespace.served[chosen] = c.turn
+	if !e.tried {
+		e.namespace.first, e.namespace.firstAt = e.namespace.firstLately(now)+1, now
+	}
+	if c.turn%forgetEvery == 0 {
+		for name := range c.namespaces {
+			c.forget(name, now)
+		}
+	}
 	return e
 }
 
-// nextDue is due for a caller without planning.
-func (c *Cache) nextDue(now time.Time) (*entry, time.Duration) {
-	c.planning.Lock()
-	defer c.planning.Unlock()
-	return c.due(now)
+// choose returns the class whose turn it is, or -1 if nothing is due: the most urgent,
+// unless one was passed over for too long.
+func (c *Cache) choose(due [classes]*entry) class {
+	chosen := class(-1)
+	for i, e := range due {
+		if e != nil && (chosen < 0 || c.passedOver[i] >= sharedOut && c.passedOver[i] > c.passedOver[chosen]) {
+			chosen = class(i)
+		}
+	}
+	return chosen
 }
 
-// due is the most urgent entry that is due, or nil and how long to sleep. It
-// looks at every entry: a place at the limiter is rarer than that is expensive,
-// and so no queue can disagree with the entries' state. It needs planning.
-func (c *Cache) due(now time.Time) (*entry, time.Duration) {
-	sleep := longestSleep
-	var best *entry
-	var bestClass class
+// nextDue reports whether an entry is due, or else how long to sleep.
+func (c *Cache) nextDue(now time.Time) (isDue bool, sleep time.Duration) {
+	c.planning.Lock()
+	defer c.planning.Unlock()
+	due, sleep := c.due(now)
+	return c.choose(due) >= 0, sleep
+}
+
+// due are the first entries of each class, nil where nothing is due, and how long to
+// sleep if nothing is. It looks at every entry: a place at the limiter is rarer than that
+// is expensive, and so no queue can disagree with the entries' state. It needs planning.
+func (c *Cache) due(now time.Time) (first [classes]*entry, sleep time.Duration) {
+	sleep = longestSleep
 	for _, e := range c.entries {
 		if e.inFlight {
 			continue
@@ -104,20 +157,17 @@ func (c *Cache) due(now time.Time) (*entry, time.Duration) {
 			sleep = min(sleep, wait)
 			continue
 		}
-		if class := c.classOf(e, now); best == nil || before(e, class, best, bestClass) {
-			best, bestClass = e, class
+		if class := c.classOf(e, now); first[class] == nil || before(e, first[class], class) {
+			first[class] = e
 		}
 	}
-	return best, sleep
+	return first, sleep
 }
 
-// before orders by class, then by whose namespace has waited longest for a place
-// in that class, then by due time.
-func before(a *entry, aClass class, b *entry, bClass class) bool {
-	if aClass != bClass {
-		return aClass < bClass
-	}
-	if aTurn, bTurn := a.namespace.served[aClass], b.namespace.served[aClass]; aTurn != bTurn {
+// before orders within a class: by whose namespace has waited longest for a place in
+// it, then by due time.
+func before(a, b *entry, class class) bool {
+	if aTurn, bTurn := a.namespace.served[class], b.namespace.served[class]; aTurn != bTurn {
 		return aTurn < bTurn
 	}
 	return a.due.Before(b.due)
@@ -150,6 +200,8 @@ func (c *Cache) classOf(e *entry, now time.Time) class {
 		return failing
 	case e.issued != nil:
 		return early
+	case !e.namespace.mayTry(now):
+		return failing
 	case c.hub.Waited(e.role):
 		return awaited
 	}

@@ -49,14 +49,18 @@ func TestNothingKeptGrowsWithItsSender(t *testing.T) {
 	long := strings.Repeat("a", senderBytes)
 	const arn = "arn:aws:iam::123456789012:role/app"
 	for what, annotations := range map[string]map[string]string{
-		"ARN":              {role.AnnotationARN: long},
-		"path of an ARN":   {role.AnnotationARN: "arn:aws:iam::123456789012:role/" + long + "/app"},
-		"ARN with a tail":  {role.AnnotationARN: arn + "\n" + long},
-		"bytes to quote":   {role.AnnotationARN: strings.Repeat("\xff", senderBytes)},
-		"external ID":      {role.AnnotationARN: arn, role.AnnotationExternalID: long},
-		"no role":          {role.AnnotationExternalID: long, role.AnnotationDuration: long},
-		"duration":         {role.AnnotationARN: arn, role.AnnotationDuration: long},
-		"zeros in front":   {role.AnnotationARN: arn, role.AnnotationDuration: strings.Repeat("0", senderBytes) + "900"},
+		"ARN":             {role.AnnotationARN: long},
+		"path of an ARN":  {role.AnnotationARN: "arn:aws:iam::123456789012:role/" + long + "/app"},
+		"ARN with a tail": {role.AnnotationARN: arn + "\n" + long},
+		"bytes to quote":  {role.AnnotationARN: strings.Repeat("\xff", senderBytes)},
+		"external ID":     {role.AnnotationARN: arn, role.AnnotationExternalID: long},
+		"no role":         {role.AnnotationExternalID: long, role.AnnotationDuration: long},
+		"duration":        {role.AnnotationARN: arn, role.AnnotationDuration: long},
+		"zeros in front":  {role.AnnotationARN: arn, role.AnnotationDuration: strings.Repeat("0", senderBytes) + "900"},
+		"longest that are valid": {
+			role.AnnotationARN:        "arn:aws-us-gov:iam::123456789012:role/" + long[:510] + "/" + long[:64],
+			role.AnnotationExternalID: long[:1224], role.AnnotationDuration: "43200",
+		},
 		"other annotation": {role.AnnotationARN: arn, corev1.MirrorPodAnnotationKey: long},
 	} {
 		t.Run(what, func(t *testing.T) { keepsLittle(t, accounts, annotations) })

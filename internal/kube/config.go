@@ -54,7 +54,7 @@ func Config(kubeconfig, name string, reach *Reach) (*rest.Config, error) {
 	cfg.AcceptContentTypes = "application/vnd.kubernetes.protobuf,application/json"
 	cfg.QPS, cfg.Burst = 50, 100
 	cfg.Dial = dial
-	cfg.Wrap(func(next http.RoundTripper) http.RoundTripper { return reachTransport{next, reach} })
+	cfg.Wrap(func(next http.RoundTripper) http.RoundTripper { return shortAnswers{reachTransport{next, reach}} })
 	return cfg, nil
 }
 

@@ -43,9 +43,6 @@ type Sink[T any] interface {
 	Delete(T)
 }
 
-// pageSize limits what an API server without streaming lists sends at once.
-const pageSize = 500
-
 // Follow adds the resource to the watches and returns a function that tells the
 // sink about it until its context ends.
 //
@@ -54,6 +51,7 @@ const pageSize = 500
 // Keep leaves out is garbage before the next event is decoded.
 func Follow[O runtime.Object, T any](w *Watches, r Resource[O, T]) func(context.Context) error {
 	s := &store[O, T]{resource: r, activity: w.add(r.Name, r.Optional)}
+	pages := &pages{list: r.List}
 	lw := &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
 			if options.ResourceVersion == "0" {
@@ -61,7 +59,7 @@ func Follow[O runtime.Object, T any](w *Watches, r Resource[O, T]) func(context.
 				options.ResourceVersion = ""
 			}
 			r.Selector(&options)
-			page, err := r.List(ctx, options)
+			page, err := pages.next(ctx, options)
 			if err != nil {
 				return nil, err
 			}

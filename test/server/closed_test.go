@@ -94,14 +94,11 @@ func closedTargets(t *testing.T, s *environment.Server, w workload) {
 	role := strings.TrimPrefix(w.path(), m)
 	for target, status := range map[string]int{
 		// Slashes and dots. net/http's own mux would redirect or clean these.
-		"/" + w.path():                         404,
 		"//169.254.169.254" + w.path():         404,
-		"/latest//" + w.path()[8:]:             404,
-		m + "/" + role:                         404,
-		m + "/":                                404,
-		w.path() + "/":                         404,
-		w.path() + "//":                        404,
+		"/latest/ /" + w.path()[8:]:            400,
 		"/." + w.path():                        404,
+		w.path() + "/x":                        404,
+		w.path() + "//" + role:                 404,
 		"/.." + w.path():                       404,
 		"/x/.." + w.path():                     404,
 		"/latest/./" + w.path()[8:]:            404,
@@ -177,9 +174,9 @@ func closedTargets(t *testing.T, s *environment.Server, w workload) {
 		"/1.0/meta-data/iam/security-credentials/" + role:           404,
 		"/2009-4-4/meta-data/iam/security-credentials/" + role:      404,
 		"/2009-99-99/meta-data/iam/security-credentials/" + role:    404,
-		tokenPath + "/":     404,
 		tokenPath + "?":     404,
-		readyPath + "/":     404,
+		tokenPath + "/x":    404,
+		readyPath + "//x":   404,
 		"/x/.." + readyPath: 404,
 
 		// Absolute form: a proxy's, which this is not.
@@ -219,6 +216,41 @@ func closedTargets(t *testing.T, s *environment.Server, w workload) {
 		} else if status != http.StatusBadRequest {
 			t.Errorf("%.200q: 400, want %d", target, status)
 		}
+	}
+}
+
+// Slashes count as on EC2: a run of them as one, and a final one as none.
+func TestSlashes(t *testing.T) {
+	t.Parallel()
+	s, w := startWarm(t, "slashes")
+	path := func(parts ...string) string { return strings.Join(parts, "/") }
+	role := w.path()[len(rolesPath):]
+	for target, want := range map[string]string{
+		"/" + w.path(): w.path(),
+		"/latest//meta-data/iam/security-credentials/" + role: w.path(), // npm mongodb
+		rolesPath + "/" + role:                                w.path(), // npm minio
+		w.path() + "/":                                        w.path(),
+		path("", "", "latest", "", "", "meta-data", "", "iam", "", "security-credentials", "", role, "", ""): w.path(),
+		rolesPath + "/":         rolesPath,
+		"/" + rolesPath:         rolesPath,
+		docPath + "/":           docPath, // Fluent Bit
+		"/" + docPath:           docPath,
+		zonePath + "//":         zonePath,
+		regionPath + "/":        regionPath,
+		readyPath + "/":         readyPath,
+		"/" + readyPath + "//?": readyPath,
+	} {
+		got, exact := send(t, s, w.from, http.MethodGet, target), send(t, s, w.from, http.MethodGet, want)
+		if got.StatusCode != exact.StatusCode || got.body != exact.body || got.Header.Get("Location") != "" {
+			t.Errorf("%s: %d %s, want what %s gives, %d %s", target, got.StatusCode, got.body, want, exact.StatusCode, exact.body)
+		}
+	}
+	a := send(t, s, w.from, http.MethodPut, "/"+tokenPath+"/", ttlLine+"60")
+	if a.StatusCode != http.StatusOK {
+		t.Fatalf("%d %s", a.StatusCode, a.body)
+	}
+	if a := send(t, s, w.from, http.MethodGet, "/"+w.path(), tokenLine+a.body); a.StatusCode != http.StatusOK {
+		t.Errorf("%d %s", a.StatusCode, a.body)
 	}
 }
 

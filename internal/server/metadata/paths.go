@@ -3,6 +3,7 @@ package metadata
 import (
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 )
@@ -54,11 +55,13 @@ const (
 )
 
 // route compares the request target as the client sent it: nothing is decoded,
-// cleaned or redirected, so a path is served only if it is spelt out here. The one
-// exception is the role's name, which some clients escape, and which is then
-// compared with a single name.
+// cleaned or redirected, so a path is served only if it is spelt out here. There are two
+// exceptions. Slashes count as on EC2, where clients of all ages ask //latest and
+// document/. And the role's name, which some clients escape, is decoded and then compared
+// with a single name.
 func route(requestURI string) target {
 	path, query, hasQuery := strings.Cut(requestURI, "?")
+	path = withoutEmptySegments(path)
 	switch {
 	case path == pathReady:
 		return target{endpoint: endpointReady, query: query}
@@ -68,9 +71,9 @@ func route(requestURI string) target {
 		return target{endpoint: endpointToken}
 	}
 	switch rest := withoutVersion(path); rest {
-	case pathRoles, pathRoles + "/":
+	case pathRoles:
 		return target{endpoint: endpointRole}
-	case "/meta-data/placement/availability-zone", "/meta-data/placement/availability-zone/":
+	case "/meta-data/placement/availability-zone":
 		return target{endpoint: endpointZone}
 	case "/meta-data/placement/region":
 		return target{endpoint: endpointRegion}
@@ -84,6 +87,19 @@ func route(requestURI string) target {
 		}
 		return target{endpoint: endpointCredentials, role: name}
 	}
+}
+
+// withoutEmptySegments makes one of each run of slashes, and none of a final one.
+func withoutEmptySegments(path string) string {
+	if strings.Contains(path, "//") {
+		last := byte(0)
+		path = string(slices.DeleteFunc([]byte(path), func(b byte) bool {
+			again := b == '/' && last == '/'
+			last = b
+			return again
+		}))
+	}
+	return strings.TrimSuffix(path, "/")
 }
 
 // withoutVersion cuts /latest or a dated version such as /2009-04-04, and returns

@@ -14,7 +14,9 @@ func TestRoute(t *testing.T) {
 		want       target
 	}{
 		{"/latest/api/token", only(endpointToken)},
-		{"/latest/api/token/", none},
+		{"/latest/api/token/", only(endpointToken)},
+		{"//latest///api//token////", only(endpointToken)},
+		{"/latest/api/tok/en", none},
 		{"/latest/api/token?", none},
 		{"/2021-01-03/api/token", none}, // EC2 has it under latest alone
 
@@ -22,7 +24,8 @@ func TestRoute(t *testing.T) {
 		{"/iam4kube/ready?", only(endpointReady)},
 		{"/iam4kube/ready?wait=5s&a=b", target{endpoint: endpointReady, query: "wait=5s&a=b"}},
 		{"/iam4kube/ready?wait=5s?", target{endpoint: endpointReady, query: "wait=5s?"}},
-		{"/iam4kube/ready/", none},
+		{"/iam4kube/ready/", only(endpointReady)},
+		{"//iam4kube//ready//?wait=5s//", target{endpoint: endpointReady, query: "wait=5s//"}},
 		{"/iam4kube/", none},
 		{"/latest/iam4kube/ready", none},
 
@@ -31,7 +34,11 @@ func TestRoute(t *testing.T) {
 		{"/2009-04-04/meta-data/iam/security-credentials", only(endpointRole)},
 		{"/2012-01-12/meta-data/iam/security-credentials/", only(endpointRole)},
 		{"/latest/meta-data/iam/security-credentials?", none},
-		{"/latest/meta-data/iam/security-credentials//", none},
+		{"/latest/meta-data/iam/security-credentials//", only(endpointRole)},
+		{"//latest/meta-data/iam/security-credentials", only(endpointRole)},
+		{"///latest//meta-data///iam////security-credentials/////", only(endpointRole)},
+		{"//2012-01-12//meta-data//iam//security-credentials//", only(endpointRole)},
+		{"/latest/meta-data/iam/security-credentials//?", none},
 		{"/latest/meta-data/iam/", none},
 		{"/latest/meta-data/iam/info", none},
 
@@ -47,8 +54,14 @@ func TestRoute(t *testing.T) {
 		{"/latest/meta-data/iam/security-credentials/..", role("..")},
 		{"/latest/meta-data/iam/security-credentials/" + strings.Repeat("%41", 64), role(strings.Repeat("A", 64))},
 		{"/latest/meta-data/iam/security-credentials/" + strings.Repeat("a", 193), none},
-		{"/latest/meta-data/iam/security-credentials/app/", none},
-		{"/latest/meta-data/iam/security-credentials//app", none},
+		{"/latest/meta-data/iam/security-credentials/app/", role("app")},
+		{"/latest/meta-data/iam/security-credentials//app", role("app")},
+		{"//latest//meta-data//iam//security-credentials//app//", role("app")},
+		{"/latest/meta-data/iam/security-credentials/%2fapp", role("/app")}, // encoded ones are no slashes
+		{"/latest/meta-data/iam/security-credentials/app%2f", role("app/")},
+		{"/latest/meta-data/iam/security-credentials//team//app", none},
+		{"/latest/meta-data/iam/security-credentials/ /app", none},
+		{"/latest/meta-data/iam/security-credentials/./app", none},
 		{"/latest/meta-data/iam/security-credentials/team/app", none},
 		{"/latest/meta-data/iam/security-credentials/app?", none},
 		{"/latest/meta-data/iam/security-credentials/app%", none},
@@ -60,12 +73,14 @@ func TestRoute(t *testing.T) {
 		{"/2009-04-04/meta-data/placement/availability-zone/", only(endpointZone)},
 		{"/latest/meta-data/placement/availability-zone-id", none},
 		{"/latest/meta-data/placement/region", only(endpointRegion)},
-		{"/latest/meta-data/placement/region/", none},
+		{"/latest/meta-data/placement/region/", only(endpointRegion)},
+		{"/latest//meta-data/placement//region", only(endpointRegion)},
 		{"/latest/meta-data/placement/", none},
 
 		{"/latest/dynamic/instance-identity/document", only(endpointDocument)},
 		{"/2014-11-05/dynamic/instance-identity/document", only(endpointDocument)},
-		{"/latest/dynamic/instance-identity/document/", none},
+		{"/latest/dynamic/instance-identity/document/", only(endpointDocument)},
+		{"//latest/dynamic/instance-identity//document", only(endpointDocument)},
 		{"/latest/dynamic/instance-identity/pkcs7", none},
 
 		// A version, and nothing that resembles one.
@@ -88,9 +103,12 @@ func TestRoute(t *testing.T) {
 		{"/meta-data/iam/security-credentials", none},
 		{"latest/meta-data/iam/security-credentials", none},
 
-		// Nothing is decoded or cleaned but the role's name.
-		{"//latest/meta-data/iam/security-credentials", none},
-		{"/latest//meta-data/iam/security-credentials", none},
+		// Nothing is decoded or cleaned but slashes and the role's name.
+		{"/ /latest/meta-data/iam/security-credentials", none},
+		{"//169.254.169.254/latest/meta-data/iam/security-credentials", none},
+		{"latest//meta-data/iam/security-credentials", none},
+		{`/latest/\/meta-data/iam/security-credentials`, none},
+		{"/latest/%2fmeta-data/iam/security-credentials", none},
 		{"/latest/./meta-data/iam/security-credentials", none},
 		{"/x/../latest/meta-data/iam/security-credentials", none},
 		{"/latest/meta-data/iam/info/../security-credentials/app", none},
@@ -105,6 +123,9 @@ func TestRoute(t *testing.T) {
 		{"169.254.169.254:80", none},
 		{"*", none},
 		{"/", none},
+		{"//", none},
+		{"/" + strings.Repeat("/", 10<<10), none},
+		{"http:///latest/meta-data/iam/security-credentials", none},
 		{"", none},
 		{"?", none},
 		{"/" + strings.Repeat("a", 10<<10), none},

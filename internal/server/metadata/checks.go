@@ -59,12 +59,12 @@ func source(r *http.Request) (netip.Addr, bool) {
 }
 
 // tokenAccepted checks the token of a request: one that is there has to be good,
-// and with IMDSv1 off there has to be one.
-func (s *Server) tokenAccepted(r *http.Request, from netip.Addr) bool {
+// and with IMDSv1 off there has to be one, but for an init container.
+func (s *Server) tokenAccepted(r *http.Request, e endpoint, from netip.Addr) bool {
 	tokens := r.Header[headerToken]
 	switch len(tokens) {
 	case 0:
-		return s.cfg.IMDSv1
+		return s.cfg.IMDSv1 || e == endpointReady
 	case 1:
 		return s.cfg.Tokens.Verify(tokens[0], from)
 	}

@@ -25,6 +25,7 @@ func TestMemoryOfAWaitingRequest(t *testing.T) {
 		"plain":             {path: list},
 		"many header lines": {path: list, lines: lines.String()},
 		"long name":         {path: list + strings.Repeat("%41", 64)},
+		"long path":         {path: strings.Repeat("/", header-200) + list},
 		"long query":        {path: pathReady + "?wait=1h&" + strings.Repeat("a&", (header-200)/2)},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -98,8 +98,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// answer decides in the order: is the request for us at all, is there such an
-// endpoint, may the caller use it, what is there for this caller.
+// answer decides in the order: is the request for us at all, is its token good, is there
+// such an endpoint, what is there for this caller. Clients learn from an unserved path
+// whether their token is good.
 func (s *Server) answer(w http.ResponseWriter, r *http.Request, t target) answer {
 	from, ok := source(r)
 	if t.endpoint == endpointReady && ok {
@@ -113,15 +114,15 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, t target) answer
 		return refuse(http.StatusForbidden, "iam4kube: requests with "+proxy+" are refused, they come through a proxy: exclude the metadata address from it (NO_PROXY)", refusedProxy, "")
 	case !hostIsAddress(r.Host):
 		return refuse(http.StatusForbidden, "iam4kube: the Host header must be an IP address, as in http://169.254.169.254", refusedHost, r.Host)
+	case t.endpoint == endpointToken && r.Method == http.MethodPut:
+		return s.newToken(w, r, from) // also for those who send an old one
+	case !s.tokenAccepted(r, t.endpoint, from):
+		return refuse(http.StatusUnauthorized, "iam4kube: the session token is missing, invalid or expired, or another pod's; get one with PUT "+pathToken, refusedToken, "")
 	case t.endpoint == endpointNone:
 		return notFound()
 	case r.Method != t.endpoint.method():
 		w.Header()["Allow"] = []string{t.endpoint.method()}
 		return text(http.StatusMethodNotAllowed, "iam4kube: method not allowed")
-	case t.endpoint == endpointToken:
-		return s.newToken(w, r, from)
-	case t.endpoint != endpointReady && !s.tokenAccepted(r, from):
-		return refuse(http.StatusUnauthorized, "iam4kube: the session token is missing, invalid or expired, or another pod's; get one with PUT "+pathToken, refusedToken, "")
 	}
 	// A map of many short lines takes 20 times their size, for as long as the request waits.
 	r.Header = nil

@@ -67,7 +67,7 @@ func TestClosedByDefault(t *testing.T) {
 			checkClosed(t, path, send(t, s, w.from, http.MethodGet, path), http.StatusNotFound)
 			checkClosed(t, path, send(t, s, w.from, http.MethodGet, path, tokenLine+token), http.StatusNotFound)
 		}
-		for _, path := range []string{"/latest/user-data", "/latest/meta-data/iam/info", "/"} {
+		for _, path := range []string{"/latest/user-data", "/latest/meta-data/iam", "/"} {
 			for _, method := range methods {
 				checkClosed(t, method+path, send(t, s, w.from, method, path), http.StatusNotFound)
 			}
@@ -234,6 +234,7 @@ func TestSlashes(t *testing.T) {
 		rolesPath + "/":         rolesPath,
 		"/" + rolesPath:         rolesPath,
 		docPath + "/":           docPath, // Fluent Bit
+		infoPath + "/":          infoPath,
 		"/" + docPath:           docPath,
 		zonePath + "//":         zonePath,
 		regionPath + "/":        regionPath,
@@ -263,7 +264,7 @@ var methods = []string{
 func closedMethods(t *testing.T, s *environment.Server, w workload) {
 	t.Helper()
 	paths := []string{
-		w.path(), rolesPath, strings.TrimSuffix(rolesPath, "/"), zonePath, zonePath + "/", regionPath, docPath, readyPath, readyPath + "?wait=5s",
+		w.path(), rolesPath, strings.TrimSuffix(rolesPath, "/"), zonePath, zonePath + "/", regionPath, docPath, infoPath, readyPath, readyPath + "?wait=5s",
 	}
 	for _, path := range paths {
 		for _, method := range methods {

@@ -68,7 +68,7 @@ func TestPlacement(t *testing.T) {
 			expect(t, s, labelled, version+"/meta-data/placement/availability-zone", 200, "eu-west-1a")
 			expect(t, s, labelled, version+"/meta-data/placement/availability-zone/", 200, "eu-west-1a")
 			expect(t, s, labelled, version+"/meta-data/placement/region", 200, "eu-west-1")
-			expect(t, s, labelled, version+"/meta-data/placement/region/", 404, "not found")
+			expect(t, s, labelled, version+"/meta-data/placement/region/", 200, "eu-west-1")
 		}
 		for _, w := range []workload{bare, lost} {
 			expect(t, s, w, zonePath, 404, "topology.kubernetes.io/zone")

@@ -100,6 +100,7 @@ func send(t testing.TB, s *environment.Server, from netip.Addr, method, target s
 const (
 	tokenPath  = "/latest/api/token"
 	readyPath  = "/iam4kube/ready"
+	infoPath   = "/latest/meta-data/iam/info"
 	tokenLine  = "X-aws-ec2-metadata-token: "
 	ttlLine    = "X-aws-ec2-metadata-token-ttl-seconds: "
 	regionPath = "/latest/meta-data/placement/region"

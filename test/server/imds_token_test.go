@@ -91,7 +91,7 @@ func TestTokenChecks(t *testing.T) {
 		t.Fatalf("%d %s", status, body)
 	}
 	token := newToken(t, s, w.from, "600")
-	paths := []string{w.path(), rolesPath, zonePath, regionPath, docPath, readyPath, "/", "/latest/user-data", tokenPath}
+	paths := []string{w.path(), rolesPath, infoPath, zonePath, regionPath, docPath, readyPath, "/", "/latest/user-data", tokenPath}
 	refused := func(name string, lines ...string) {
 		t.Helper()
 		for _, path := range paths {
@@ -146,7 +146,7 @@ func TestIMDSv1Off(t *testing.T) {
 	s.WaitReady(t)
 	token := newToken(t, s, w.from, "600")
 	// A region and a zone are not known here, which is an answer too.
-	for path, status := range map[string]int{w.path(): 200, rolesPath: 200, strings.TrimSuffix(rolesPath, "/"): 200, zonePath: 404, regionPath: 404, docPath: 200, "/": 404, "/latest/user-data": 404, tokenPath: 405} {
+	for path, status := range map[string]int{w.path(): 200, rolesPath: 200, strings.TrimSuffix(rolesPath, "/"): 200, zonePath: 404, regionPath: 404, docPath: 200, infoPath: 200, "/": 404, "/latest/user-data": 404, tokenPath: 405} {
 		a := send(t, s, w.from, http.MethodGet, path)
 		checkNoSecret(t, path, a.body)
 		if a.StatusCode != http.StatusUnauthorized {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/iam4kube/iam4kube/internal/server/role"
@@ -108,4 +109,9 @@ func TestServesRoleAndCredentials(t *testing.T) {
 		t.Fatalf("credentials of %s for %s", arn, session)
 	}
 	s.WaitReady(t)
+	status, body = s.Get(t, w.from, infoPath)
+	profile := strings.Replace(w.arn, ":role/", ":instance-profile/", 1)
+	if status != http.StatusOK || !strings.Contains(body, `"Code": "Success"`) || !strings.Contains(body, `"InstanceProfileArn": "`+profile+`"`) {
+		t.Errorf("iam/info: %d %s", status, body)
+	}
 }

@@ -62,7 +62,7 @@ func status(d diagnosis.Diagnosis) int {
 }
 
 func notFound() answer {
-	return text(http.StatusNotFound, "iam4kube: not found; of the metadata API only credentials, placement and the instance identity document are served")
+	return text(http.StatusNotFound, "iam4kube: not found; of the metadata API only iam, placement and the instance identity document are served")
 }
 
 // tooMany answers where there is no place to wait.

@@ -2,8 +2,12 @@ package metadata
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/base32"
 	"encoding/json"
+	"strings"
 
+	"github.com/iam4kube/iam4kube/internal/server/identity"
 	"github.com/iam4kube/iam4kube/internal/server/sts"
 )
 
@@ -27,4 +31,23 @@ func credentialsDocument(c *sts.Credentials) []byte {
 	}
 	// Cloned because MarshalIndent returns a slice with room for as much again.
 	return bytes.Clone(document)
+}
+
+// infoDocument is the JSON of EC2's metadata service for the instance profile of a caller
+// with a role. A pod has none: its name is the role's, its ID is one that the role's ARN
+// always gives, and it was last updated when the pod came.
+func infoDocument(c identity.Caller) []byte {
+	const idLength = 17 // of IAM's identifiers, behind a prefix for the kind of thing
+	hash := sha256.Sum256([]byte(c.Role.ARN))
+	document, err := json.MarshalIndent(struct {
+		Code, LastUpdated, InstanceProfileArn, InstanceProfileId string
+	}{
+		"Success", c.Pod.Created.UTC().Format(expirationFormat),
+		strings.Replace(c.Role.ARN, ":role/", ":instance-profile/", 1),
+		"AIPA" + base32.StdEncoding.EncodeToString(hash[:])[:idLength],
+	}, "", "  ")
+	if err != nil {
+		panic(err) // strings always marshal
+	}
+	return document
 }

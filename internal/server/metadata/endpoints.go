@@ -128,6 +128,16 @@ func (s *Server) credentialsView(claim identity.Claim, name string) view {
 	}, deniedAsEC2)
 }
 
+// infoView answers what EC2 says of the instance profile that a role comes with. Clients
+// ask it to learn that there is a role, .NET's at every refresh.
+func (s *Server) infoView(claim identity.Claim) view {
+	c, v := s.viewRole(claim, true)
+	if v != nil {
+		return *v
+	}
+	return done(answer{status: http.StatusOK, body: infoDocument(c)})
+}
+
 // readyView answers an init container that holds the pod back until its
 // credentials are there. A denial has a status of its own there, because no AWS
 // client reads it.

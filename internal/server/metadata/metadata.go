@@ -138,6 +138,8 @@ func (s *Server) look(claim identity.Claim, t target) view {
 		return s.roleView(claim)
 	case endpointCredentials:
 		return s.credentialsView(claim, t.role)
+	case endpointInfo:
+		return s.infoView(claim)
 	case endpointZone:
 		return s.zoneView(claim)
 	case endpointRegion:

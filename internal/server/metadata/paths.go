@@ -15,6 +15,7 @@ const (
 	endpointToken       endpoint = "token"
 	endpointRole        endpoint = "role"
 	endpointCredentials endpoint = "credentials"
+	endpointInfo        endpoint = "info"
 	endpointZone        endpoint = "zone"
 	endpointRegion      endpoint = "region"
 	endpointDocument    endpoint = "document"
@@ -23,7 +24,7 @@ const (
 )
 
 var endpoints = []endpoint{
-	endpointToken, endpointRole, endpointCredentials, endpointZone,
+	endpointToken, endpointRole, endpointCredentials, endpointInfo, endpointZone,
 	endpointRegion, endpointDocument, endpointReady, endpointNone,
 }
 
@@ -73,6 +74,8 @@ func route(requestURI string) target {
 	switch rest := withoutVersion(path); rest {
 	case pathRoles:
 		return target{endpoint: endpointRole}
+	case "/meta-data/iam/info":
+		return target{endpoint: endpointInfo}
 	case "/meta-data/placement/availability-zone":
 		return target{endpoint: endpointZone}
 	case "/meta-data/placement/region":

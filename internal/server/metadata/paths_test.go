@@ -40,7 +40,10 @@ func TestRoute(t *testing.T) {
 		{"//2012-01-12//meta-data//iam//security-credentials//", only(endpointRole)},
 		{"/latest/meta-data/iam/security-credentials//?", none},
 		{"/latest/meta-data/iam/", none},
-		{"/latest/meta-data/iam/info", none},
+		{"/latest/meta-data/iam/info", only(endpointInfo)},
+		{"/2012-01-12/meta-data/iam/info/", only(endpointInfo)},
+		{"/latest/meta-data/iam/info/x", none},
+		{"/latest/meta-data/iam/info?", none},
 
 		{"/latest/meta-data/iam/security-credentials/app", role("app")},
 		{"/2009-04-04/meta-data/iam/security-credentials/app", role("app")},

@@ -288,7 +288,7 @@ func TestWaitEndsAfterMaxWait(t *testing.T) {
 		"no answer of STS": {
 			func(e *edge) { e.setPod(pod("a", ip, 0)); e.setAccount(account("a", "one")) },
 			http.StatusServiceUnavailable, diagnosis.Credentials, "STS has not answered yet",
-			[]string{"zone", "region", "document", "role"},
+			[]string{"zone", "region", "document", "role", "info"},
 		},
 		"STS unavailable": {
 			func(e *edge) {
@@ -297,7 +297,7 @@ func TestWaitEndsAfterMaxWait(t *testing.T) {
 				e.sts.verdict("one") <- unavailable
 			},
 			http.StatusServiceUnavailable, diagnosis.Credentials, unavailable.Message,
-			[]string{"zone", "region", "document", "role"},
+			[]string{"zone", "region", "document", "role", "info"},
 		},
 		"STS refuses the server": {
 			func(e *edge) {
@@ -306,12 +306,12 @@ func TestWaitEndsAfterMaxWait(t *testing.T) {
 				e.sts.verdict("one") <- identityRefused
 			},
 			http.StatusServiceUnavailable, diagnosis.Credentials, identityRefused.Message,
-			[]string{"zone", "region", "document", "role"},
+			[]string{"zone", "region", "document", "role", "info"},
 		},
 	}
 	paths := map[string]string{
 		"role": list, "credentials": list + "one", "ready": pathReady + "?wait=1h", "zone": "/latest/meta-data/placement/availability-zone",
-		"region": "/2009-04-04/meta-data/placement/region", "document": "/latest/dynamic/instance-identity/document",
+		"region": "/2009-04-04/meta-data/placement/region", "document": "/latest/dynamic/instance-identity/document", "info": "/latest/meta-data/iam/info",
 	}
 	for name, state := range states {
 		for endpoint, path := range paths {

@@ -40,7 +40,9 @@ func infoDocument(c identity.Caller) []byte {
 	const idLength = 17 // of IAM's identifiers, behind a prefix for the kind of thing
 	hash := sha256.Sum256([]byte(c.Role.ARN))
 	document, err := json.MarshalIndent(struct {
-		Code, LastUpdated, InstanceProfileArn, InstanceProfileId string
+		Code, LastUpdated string
+		ARN               string `json:"InstanceProfileArn"`
+		ID                string `json:"InstanceProfileId"`
 	}{
 		"Success", c.Pod.Created.UTC().Format(expirationFormat),
 		strings.Replace(c.Role.ARN, ":role/", ":instance-profile/", 1),

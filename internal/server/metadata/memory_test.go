@@ -35,8 +35,17 @@ func TestMemoryOfAWaitingRequest(t *testing.T) {
 				t.Fatal(err)
 			}
 			server := &http.Server{Handler: e, ReadHeaderTimeout: time.Minute}
-			ended := make(chan error, 1)
-			go func() { ended <- server.Serve(listener) }()
+			ended := make(chan struct{})
+			go func() {
+				defer close(ended)
+				_ = server.Serve(listener) // it ends with Close
+			}()
+			connections := make([]net.Conn, 0, requests)
+			defer func() {
+				for _, connection := range connections {
+					_ = connection.Close()
+				}
+			}()
 			before := memory()
 			for i := range requests {
 				dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 200, byte(i>>8), byte(i))}}
@@ -44,7 +53,7 @@ func TestMemoryOfAWaitingRequest(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				defer func() { _ = connection.Close() }()
+				connections = append(connections, connection)
 				if _, err := io.WriteString(connection, "GET "+c.path+" HTTP/1.1\r\nHost: 169.254.169.254\r\n"+c.lines+"\r\n"); err != nil {
 					t.Fatal(err)
 				}

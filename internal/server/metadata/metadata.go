@@ -124,8 +124,9 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, t target) answer
 		w.Header()["Allow"] = []string{t.endpoint.method()}
 		return text(http.StatusMethodNotAllowed, "iam4kube: method not allowed")
 	}
-	// A map of many short lines takes 20 times their size, for as long as the request waits.
-	r.Header = nil
+	// What the client sent is not kept while its request waits: a map of many short lines
+	// takes 20 times their size.
+	r.Header, r.URL, r.RequestURI = nil, nil, ""
 	if t.endpoint == endpointReady {
 		return s.ready(r.Context(), w.Header(), claim, t.query)
 	}

@@ -60,6 +60,7 @@ type api struct {
 	certificate tls.Certificate
 	token       string // the only one accepted, empty: any
 	silent      bool   // watches get nothing, not even bookmarks
+	overloaded  bool   // watches end, and every request is answered 429
 	noStream    bool   // lists are not streamed, as by API servers before 1.32
 	history     []event
 	compacted   int // history up to here answers 410
@@ -184,10 +185,12 @@ func (a *api) present() []corev1.ConfigMap {
 func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	a.mu.Lock()
 	a.requests[r.URL.Path]++
-	token, noStream := a.token, a.noStream
+	token, noStream, overloaded := a.token, a.noStream, a.overloaded
 	a.mu.Unlock()
 	query := r.URL.Query()
 	switch {
+	case overloaded:
+		fail(w, http.StatusTooManyRequests, metav1.StatusReasonTooManyRequests)
 	case token != "" && r.Header.Get("Authorization") != "Bearer "+token:
 		fail(w, http.StatusUnauthorized, metav1.StatusReasonUnauthorized)
 	case r.URL.Path == "/version":
@@ -248,11 +251,11 @@ func (a *api) watch(w http.ResponseWriter, r *http.Request) {
 	initial := query.Get("sendInitialEvents") == "true"
 	for {
 		a.mu.Lock()
-		changed, silent, token := a.changed, a.silent, a.token
+		changed, silent, token, overloaded := a.changed, a.silent, a.token, a.overloaded
 		present, history, compacted := a.present(), a.history, a.compacted
 		a.mu.Unlock()
 		switch {
-		case token != "" && r.Header.Get("Authorization") != "Bearer "+token:
+		case overloaded, token != "" && r.Header.Get("Authorization") != "Bearer "+token:
 			return
 		case silent:
 		case initial:

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metainternalversion "k8s.io/apimachinery/pkg/apis/meta/internalversion"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -66,6 +67,10 @@ func Follow[O runtime.Object, T any](w *Watches, r Resource[O, T]) func(context.
 			return keepPage(page, r.Keep)
 		},
 		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
+			if options.SendInitialEvents == nil && s.activity.outdated() {
+				s.activity.open.Store(false)
+				return nil, apierrors.NewResourceExpired("nothing was heard for too long")
+			}
 			r.Selector(&options)
 			w, err := r.Watch(ctx, options)
 			s.activity.open.Store(err == nil)

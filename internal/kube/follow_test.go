@@ -66,6 +66,33 @@ func TestExpiredWatchBeginsAnew(t *testing.T) {
 	})
 }
 
+// A watch that said nothing for too long is not resumed where it broke off: it would be
+// silent until the next bookmark, and nobody could know whether anything was missed.
+func TestWatchIsBegunAnewAfterLongSilence(t *testing.T) {
+	for _, long := range []time.Duration{time.Minute, 6 * time.Minute, time.Hour} {
+		t.Run(long.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				a, f := synced(t)
+				advance(bookmarkEvery)
+				a.set(func() { a.overloaded = true })
+				advance(long)
+				if silence := f.watches.Silence(); silence < long || silence > long+5*time.Second {
+					t.Errorf("silent for %v, want %v", silence, long)
+				}
+				a.set(func() { a.overloaded = false })
+				replaced := f.names.replaced
+				advance(2 * time.Second)
+				if anew := f.names.replaced > replaced; anew != (long > beginAnewAfter) {
+					t.Errorf("begun anew: %t", anew)
+				}
+				if silence := f.watches.Silence(); (silence < 2*time.Second) != (long > beginAnewAfter) {
+					t.Errorf("silent for %v", silence)
+				}
+			})
+		})
+	}
+}
+
 // API servers that do not stream lists are followed with lists in pages.
 func TestFollowsAnAPIServerThatDoesNotStream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -28,6 +28,13 @@ const (
 	probeAfter   = 90 * time.Second
 	probeEvery   = 10 * time.Second
 	probeTimeout = 5 * time.Second
+	// beginAnewAfter is when a watch that says nothing is not resumed any more, but begun
+	// anew with a list. Resumed where it broke off, it would be silent until the next
+	// bookmark, and nobody could know meanwhile whether anything was missed.
+	beginAnewAfter = 5 * time.Minute
+	// answeringFor is how long the API server must have answered without a failure to count
+	// as heard: when it goes or comes, not all programs notice in the same moment.
+	answeringFor = 30 * time.Second
 )
 
 // Watches are the watches of a program. The zero value is not usable.
@@ -49,6 +56,12 @@ type activity struct {
 	open   atomic.Bool
 	synced chan struct{}
 	once   sync.Once
+}
+
+// outdated says that nothing was heard for so long that what was missed has to be listed.
+func (a *activity) outdated() bool {
+	last := a.last.Load()
+	return last != nil && time.Since(*last) > beginAnewAfter
 }
 
 func (a *activity) heard(sync bool) {
@@ -147,6 +160,44 @@ func (w *Watches) Broken() error {
 		return nil
 	}
 	return fmt.Errorf("the API server answers, but nothing came from the watch of %s for over %v", strings.Join(silent, ", "), silentAfter)
+}
+
+// Silent says that nothing was heard of a watch for two minutes, three if it is open,
+// whatever the reason.
+func (w *Watches) Silent() bool { return len(w.silent(time.Now(), silentAfter)) > 0 }
+
+// Silence is how long ago the watch that has been silent longest was heard, 0 before the
+// first lists. In a quiet cluster it is up to two minutes, see openExtra.
+func (w *Watches) Silence() time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	longest := time.Duration(0)
+	for _, a := range w.all {
+		if last := a.last.Load(); last != nil && !a.optional {
+			longest = max(longest, time.Since(*last))
+		}
+	}
+	return longest
+}
+
+// Hearing is nil if this program hears from the API server: every watch is alive, and
+// requests have been answered without a failure for half a minute.
+func (w *Watches) Hearing() error {
+	now := time.Now()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, a := range w.all {
+		if a.last.Load() == nil && !a.optional {
+			return fmt.Errorf("the first list of %s has not arrived", a.resource)
+		}
+	}
+	if silent := w.silentLocked(now, silentAfter); len(silent) > 0 {
+		return fmt.Errorf("nothing came from the watch of %s for over %v", strings.Join(silent, ", "), silentAfter)
+	}
+	if w.reach.For(now) < answeringFor {
+		return fmt.Errorf("the API server has not been answering for %v", answeringFor)
+	}
+	return nil
 }
 
 var (

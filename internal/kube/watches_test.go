@@ -140,6 +140,65 @@ func TestAPIServerIsAskedOnlyAboutSilence(t *testing.T) {
 	})
 }
 
+// Whoever hears from the API server can say so to one that does not. In the same moment it
+// is not yet, or not any more, true of all.
+func TestHearing(t *testing.T) {
+	want := func(t *testing.T, f *follower, hearing bool) {
+		t.Helper()
+		if err := f.watches.Hearing(); (err == nil) != hearing {
+			t.Errorf("hearing: %v, want %t", err, hearing)
+		}
+	}
+	for name, state := range map[string]network{"refusing": refusing, "black hole": blackHole} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				a, f := synced(t)
+				want(t, f, false)
+				advance(answeringFor)
+				want(t, f, true)
+				advance(10 * time.Minute)
+				want(t, f, true)
+				a.set(func() { a.network = state })
+				advance(15 * time.Second)
+				want(t, f, false)
+				advance(10 * time.Minute)
+				want(t, f, false)
+				if !f.watches.Silent() {
+					t.Error("not silent")
+				}
+				a.set(func() { a.network = reachable })
+				advance(answeringFor - 2*time.Second)
+				want(t, f, false)
+				advance(5 * time.Second)
+				want(t, f, true)
+				if f.watches.Silent() {
+					t.Error("silent")
+				}
+			})
+		})
+	}
+	t.Run("before the first list", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			a, f := synced(t)
+			f.watches.add("others", false)
+			advance(time.Hour)
+			want(t, f, false)
+			if silence := f.watches.Silence(); silence > 2*time.Minute {
+				t.Errorf("silent for %v", silence)
+			}
+			a.set(func() { a.network = refusing })
+		})
+	})
+	t.Run("a silent watch", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			a, f := synced(t)
+			a.set(func() { a.silent = true })
+			advance(silentAfter + openExtra + time.Minute)
+			want(t, f, false)
+		})
+	})
+}
+
 // One silent watch among others is enough.
 func TestOneSilentWatchIsBroken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -25,6 +25,9 @@ import (
 // Modes are what --mode accepts, the default first.
 var Modes = []string{ModeNode, ModePod}
 
+// comeBack is over what time the nodes of a cluster come back to an API server.
+const comeBack = 10 * time.Second
+
 // watchRetry is the pause before the kernel's notifications are asked for again.
 const watchRetry = time.Second
 
@@ -74,6 +77,7 @@ func (n *node) build() error {
 	if err != nil {
 		return err
 	}
+	config.Dial = kube.Spread(config.Dial, comeBack)
 	client, hangUp, err := kube.HTTPClient(config)
 	if err != nil {
 		return err

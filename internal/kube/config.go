@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -79,6 +80,38 @@ func dial(ctx context.Context, network, address string) (net.Conn, error) {
 		return nil, err
 	}
 	return awaitHello(c)
+}
+
+// dialFunc is net.Dialer.DialContext, for example.
+type dialFunc = func(ctx context.Context, network, address string) (net.Conn, error)
+
+// Spread is for programs that run on every node: once connected, it puts each further dial
+// off by a random part of d, so that not all nodes come at once when an API server is back,
+// or when another one takes over.
+func Spread(dial dialFunc, d time.Duration) dialFunc {
+	var mu sync.Mutex
+	var connected bool
+	var next time.Time // of all dials that are put off: the first of several would come early
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		mu.Lock()
+		now := time.Now()
+		if connected && !next.After(now) {
+			next = now.Add(rand.N(d))
+		}
+		timer := time.NewTimer(next.Sub(now)) // at once before the first connection
+		mu.Unlock()
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+		c, err := dial(ctx, network, address)
+		mu.Lock()
+		defer mu.Unlock()
+		connected = connected || err == nil
+		return c, err
+	}
 }
 
 func awaitHello(c net.Conn) (net.Conn, error) {

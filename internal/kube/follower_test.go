@@ -65,13 +65,17 @@ type follower struct {
 }
 
 // follow starts one. It ends with the test.
-func (a *api) follow() *follower {
+func (a *api) follow() *follower { return a.followBy(a.dial) }
+
+func (a *api) followBy(dial dialFunc) *follower {
 	f := &follower{reach: &Reach{}, names: &names{present: map[string]bool{}}, files: a.files("first")}
-	client, hangUp, err := HTTPClient(a.config(f.files, f.reach))
+	config := a.config(f.files, f.reach)
+	config.Dial = dial
+	client, hangUp, err := HTTPClient(config)
 	if err != nil {
 		a.t.Fatal(err)
 	}
-	kube, err := kubernetes.NewForConfigAndClient(a.config(f.files, f.reach), client)
+	kube, err := kubernetes.NewForConfigAndClient(config, client)
 	if err != nil {
 		a.t.Fatal(err)
 	}

@@ -40,6 +40,7 @@ func add(f *flags.Set) (config func() server.Config) {
 	f.Duration(&cfg.MaxWait, "max-wait", "15s", 0, longest, "longest time that a request waits for what is missing")
 	f.Duration(&cfg.Drain, "drain", "10s", 0, longest, "time between SIGTERM and the end of accepting requests")
 	f.Duration(&cfg.ReadyWithin, "ready-within", "10m", 0, longest, "time after which roles that were not tried yet no longer keep the server from being ready")
+	f.Duration(&cfg.MaxStaleness, "max-staleness", "15m", 0, longest, "time without a word from the API server after which requests are refused, because addresses may have other owners; 0: never")
 	f.Duration(&cfg.SessionDuration, "session-duration", "1h", role.MinDuration, role.MaxDuration, "length of a session without the annotation "+role.AnnotationDuration)
 	f.Bool(&cfg.IMDSv1, "imdsv1", "true", "answer requests without a session token")
 	f.String(&cfg.Namespace, "namespace", ownNamespace(), "namespace of the Secret with the token key; the pod's own")

@@ -55,6 +55,8 @@ func TestWrongFlagsExitWith2(t *testing.T) {
 		{[]string{"--sts-rate-limit=0"}, []string{"sts-rate-limit", "from 0.01 to 10000"}},
 		{[]string{"--sts-rate-limit=NaN"}, []string{"sts-rate-limit", "from 0.01 to 10000"}},
 		{[]string{"--sts-rate-burst=0"}, []string{"sts-rate-burst", "from 1 to 10000"}},
+		{[]string{"--max-staleness=4m59s"}, []string{"--max-staleness", "want 0", "at least 5m"}},
+		{[]string{"--max-staleness=-1s"}, []string{"max-staleness", "a duration from 0s"}},
 		{[]string{"--max-wait=15"}, []string{"max-wait", "a duration from 0s"}},
 		{[]string{"--max-wait=-1s"}, []string{"max-wait", "a duration from 0s"}},
 		{[]string{"--drain=25h"}, []string{"drain", "to 24h"}},
@@ -92,14 +94,14 @@ func TestHelp(t *testing.T) {
 		// The names and defaults that manifests and users rely on.
 		for _, line := range []string{
 			`--log-level "info"`, `--log-encoding "json"`, `--aux-listen-on ":9090"`, `--debug "false"`, `--kubeconfig ""`,
-			`--listen-on ":8080"`, `--sts-rate-limit "10"`, `--sts-rate-burst "20"`, `--max-wait "15s"`, `--drain "10s"`,
+			`--listen-on ":8080"`, `--sts-rate-limit "10"`, `--sts-rate-burst "20"`, `--max-wait "15s"`, `--max-staleness "15m"`, `--drain "10s"`,
 			`--ready-within "10m"`, `--session-duration "1h"`, `--imdsv1 "true"`, `--namespace "iam4kube"`, `--region ""`, `--availability-zone ""`, `--version "false"`,
 		} {
 			if strings.Count(stdout, "  "+line+"\n") != 1 {
 				t.Errorf("%s: want the line %s in %s", argument, line, stdout)
 			}
 		}
-		if flags := strings.Count(stdout, "\n  --"); flags != 17 {
+		if flags := strings.Count(stdout, "\n  --"); flags != 18 {
 			t.Errorf("%s: %d flags", argument, flags)
 		}
 	}

@@ -45,6 +45,7 @@ const (
 	RoleARN        = "role_arn"
 	ServiceAccount = "service_account"
 	SessionName    = "session_name"
+	Silence        = "silence"
 	Slices         = "endpointslices"
 	SourceIP       = "source_ip"
 	Status         = "status"

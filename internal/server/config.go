@@ -8,6 +8,9 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 )
 
+// minStaleness is above what a watch on which all is well is silent for at most.
+const minStaleness = 5 * time.Minute
+
 // Config is the server's flags; docs/server.md describes them.
 type Config struct {
 	ListenOn, AuxListenOn    string
@@ -20,6 +23,7 @@ type Config struct {
 	MaxWait                  time.Duration
 	Drain                    time.Duration
 	ReadyWithin              time.Duration
+	MaxStaleness             time.Duration // 0: no limit
 	IMDSv1                   bool
 	Region, AvailabilityZone string
 }
@@ -29,6 +33,8 @@ func (c Config) Validate() error {
 	switch {
 	case c.ListenOn == c.AuxListenOn && !strings.HasSuffix(c.ListenOn, ":0"):
 		return fmt.Errorf("--listen-on and --aux-listen-on are both %s, want two addresses", c.ListenOn)
+	case c.MaxStaleness != 0 && c.MaxStaleness < minStaleness:
+		return fmt.Errorf("--max-staleness %v: want 0, which sets no limit, or at least %v: a quiet watch is silent for up to three minutes", c.MaxStaleness, minStaleness)
 	case c.SessionDuration%time.Second != 0:
 		return fmt.Errorf("--session-duration %v: want whole seconds", c.SessionDuration)
 	case len(validation.IsDNS1123Label(c.Namespace)) > 0:

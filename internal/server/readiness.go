@@ -21,6 +21,7 @@ var (
 // readiness says whether requests should be sent here.
 type readiness struct {
 	watches *kube.Watches
+	peers   *peers
 	cache   *credentials.Cache
 	tokens  *imdstoken.Keys
 	// fillWithin is how long after the first lists roles that were not tried still
@@ -30,9 +31,9 @@ type readiness struct {
 	synced, filled, draining chan struct{}
 }
 
-func newReadiness(watches *kube.Watches, cache *credentials.Cache, tokens *imdstoken.Keys, fillWithin time.Duration) *readiness {
+func newReadiness(watches *kube.Watches, peers *peers, cache *credentials.Cache, tokens *imdstoken.Keys, fillWithin time.Duration) *readiness {
 	return &readiness{
-		watches: watches, cache: cache, tokens: tokens, fillWithin: fillWithin,
+		watches: watches, peers: peers, cache: cache, tokens: tokens, fillWithin: fillWithin,
 		synced: make(chan struct{}), filled: make(chan struct{}), draining: make(chan struct{}),
 	}
 }
@@ -72,7 +73,10 @@ func (r *readiness) Err() error {
 	case !isClosed(r.filled):
 		return errNotFilled
 	}
-	return r.watches.Broken()
+	if err := r.watches.Broken(); err != nil {
+		return err
+	}
+	return r.peers.Err()
 }
 
 func isClosed(c <-chan struct{}) bool {

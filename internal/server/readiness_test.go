@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -50,7 +51,8 @@ func newRig(t *testing.T, fillWithin time.Duration) *rig {
 	watches := kube.NewWatches(reach, client.Discovery().RESTClient(), registry)
 	cache := credentials.New(b, waiting.NewHub(1, 1), registry, log)
 	tokens := imdstoken.NewKeys(client.CoreV1().Secrets("iam4kube"), registry, log)
-	b.readiness = newReadiness(watches, cache, tokens, fillWithin)
+	peers := newPeers(watches, func() []netip.Addr { return nil }, registry, log)
+	b.readiness = newReadiness(watches, peers, cache, tokens, fillWithin)
 	follow := kube.Follow(watches, kube.Resource[*corev1.ConfigMap, string]{
 		Name:     "configmaps",
 		Selector: func(*metav1.ListOptions) {},
@@ -108,6 +110,15 @@ func (nothing) Delete(string)    {}
 // unauthorized is a client of an API server that answers 401, over pipes.
 func unauthorized(t *testing.T, reach *kube.Reach) kubernetes.Interface {
 	t.Helper()
+	return clientOver(t, reach, func(context.Context, string, string) (net.Conn, error) {
+		client, server := net.Pipe()
+		go answer401(server)
+		return client, nil
+	})
+}
+
+func clientOver(t *testing.T, reach *kube.Reach, dial func(context.Context, string, string) (net.Conn, error)) kubernetes.Interface {
+	t.Helper()
 	path := filepath.Join(t.TempDir(), "kubeconfig")
 	kubeconfig := `{"clusters":[{"name":"c","cluster":{"server":"http://127.0.0.1:1"}}],"contexts":[{"name":"c","context":{"cluster":"c"}}],"current-context":"c"}`
 	if err := os.WriteFile(path, []byte(kubeconfig), 0o600); err != nil {
@@ -117,11 +128,7 @@ func unauthorized(t *testing.T, reach *kube.Reach) kubernetes.Interface {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg.Dial = func(context.Context, string, string) (net.Conn, error) {
-		client, server := net.Pipe()
-		go answer401(server)
-		return client, nil
-	}
+	cfg.Dial = dial
 	httpClient, hangUp, err := kube.HTTPClient(cfg)
 	if err != nil {
 		t.Fatal(err)

@@ -6,6 +6,7 @@ package server
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"runtime/debug"
 	"time"
 
@@ -51,6 +52,7 @@ type server struct {
 	cache     *credentials.Cache
 	tokens    *imdstoken.Keys
 	handler   *metadata.Server
+	peers     *peers
 	readiness *readiness
 	// runs are the parts that work until nobody asks any more.
 	runs []func(context.Context) error
@@ -72,6 +74,8 @@ func Run(ctx context.Context, cfg Config, log *zap.Logger) error {
 	}
 	auxserver.CountConnections(s.registry, servers)
 	log.Info("serving", zap.Stringer(logging.Address, servers[0].Addr()), zap.Stringer(logging.AuxAddress, servers[1].Addr()))
+	// All replicas have the same.
+	s.peers.port = netip.MustParseAddrPort(servers[1].Addr().String()).Port()
 	for _, aux := range servers[1:] {
 		s.runs = append(s.runs, aux.Run)
 	}
@@ -118,7 +122,8 @@ func (s *server) build(ctx context.Context) error {
 	s.index = identity.New(hub, s.cache, events, s.cfg.SessionDuration, s.registry)
 	s.tokens = imdstoken.NewKeys(client.CoreV1().Secrets(s.cfg.Namespace), s.registry, s.log)
 	s.watches = kube.NewWatches(reach, client.Discovery().RESTClient(), s.registry)
-	s.readiness = newReadiness(s.watches, s.cache, s.tokens, s.cfg.ReadyWithin)
+	s.peers = newPeers(s.watches, func() []netip.Addr { return s.index.Replicas(ownAddresses()) }, s.registry, s.log)
+	s.readiness = newReadiness(s.watches, s.peers, s.cache, s.tokens, s.cfg.ReadyWithin)
 	s.handler = metadata.New(metadata.Config{
 		Identity: s.index, Credentials: s.cache, Tokens: s.tokens, Events: events, Hub: hub,
 		MaxWait: s.cfg.MaxWait, IMDSv1: s.cfg.IMDSv1,
@@ -130,7 +135,7 @@ func (s *server) build(ctx context.Context) error {
 		kube.Follow(s.watches, s.index.ServiceAccounts(metadataClient)),
 		kube.Follow(s.watches, s.index.Nodes(client)),
 		kube.Follow(s.watches, s.tokens.Resource()),
-		s.watches.Run, s.tokens.Run, events.Run, s.cache.Run, s.readiness.Run,
+		s.watches.Run, s.peers.Run, newStaleness(s.watches, s.cfg.MaxStaleness, s.index.SetStale, s.registry, s.log).Run, s.tokens.Run, events.Run, s.cache.Run, s.readiness.Run,
 	}
 	return nil
 }
@@ -149,10 +154,12 @@ func (s *server) endpoints() []program.Endpoint {
 		Flag: "--listen-on", Address: s.cfg.ListenOn, Handler: s.handler, WriteTimeout: longest, Grace: longest,
 		Limits: listener.Limits{Connections: connections, PerSource: connectionsPerAddress},
 	}
-	return append([]program.Endpoint{api}, auxserver.Endpoints(s.cfg.AuxListenOn, s.cfg.Debug, s.registry, s.readiness.Err, map[string]func() any{
+	aux := auxserver.Endpoints(s.cfg.AuxListenOn, s.cfg.Debug, s.registry, s.readiness.Err, map[string]func() any{
 		"pods":  func() any { return s.index.Dump() },
 		"roles": func() any { return s.cache.Dump() },
-	})...)
+	})
+	aux[0].Handler = answerPeers(s.watches, aux[0].Handler)
+	return append([]program.Endpoint{api}, aux...)
 }
 
 // drain waits for the end of ctx, and then keeps requests coming while the cluster takes

@@ -31,6 +31,9 @@ var Pieces = []Piece{Pod, SinglePod, ServiceAccount, RoleAnnotation, Credentials
 type Refusal string
 
 const (
+	// Stale: the server has not heard from the API server for so long that it cannot know
+	// who has the address.
+	Stale Refusal = "stale"
 	// NodeAddress: the source address is a node's, that of a hostNetwork pod or of a
 	// pod whose traffic is masqueraded on its way. Whose request it is cannot be told.
 	NodeAddress Refusal = "node-address"
@@ -110,6 +113,8 @@ func (s Subject) Missing(piece Piece) Diagnosis {
 func (s Subject) Refused(refusal Refusal) Diagnosis {
 	d := Diagnosis{Refusal: refusal}
 	switch refusal {
+	case Stale:
+		d.Text = fmt.Sprintf("stale: this server has heard nothing from the API server for longer than --max-staleness, so source address %s may have another owner than it knows. It answers again as soon as it hears.", s.Address)
 	case NodeAddress:
 		d.Text = fmt.Sprintf("source address %s is a node's, so no pod can be told from it. Pods with hostNetwork cannot be served; for others, traffic to the metadata address is masqueraded (SNAT) on its way: exclude it.", s.Address)
 	case BadAnnotation:

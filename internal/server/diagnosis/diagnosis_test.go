@@ -38,6 +38,7 @@ func TestEveryRefusalSaysWhy(t *testing.T) {
 		reason Reason
 		says   []string
 	}{
+		Stale:         {"", []string{"source address 10.0.0.1", "--max-staleness", "as soon as"}},
 		NodeAddress:   {"", []string{"source address 10.0.0.1 is a node's", "hostNetwork", "masqueraded"}},
 		BadAnnotation: {AnnotationInvalid, []string{"ServiceAccount orders of pod shop/orders-0", subject.Why, "Correct the annotation"}},
 		Denied:        {RoleDenied, []string{subject.Role.ARN, "orders", "shop/orders-0", "session name shop@orders", subject.Why, "trust policy"}},

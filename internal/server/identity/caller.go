@@ -54,6 +54,10 @@ func (x *Index) Lookup(claim Claim) Caller {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	caller := Caller{Claim: claim}
+	if x.stale.Load() {
+		caller.Refusal = diagnosis.Stale
+		return caller
+	}
 	if x.isNodeAddress(claim.Address) {
 		caller.Refusal = diagnosis.NodeAddress
 		return caller

@@ -8,6 +8,7 @@ package identity
 import (
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -39,6 +40,8 @@ type Index struct {
 	roles           Roles
 	observer        Observer
 	defaultDuration time.Duration
+
+	stale atomic.Bool
 
 	// changes is held by whoever changes the index or reads all of it, from begin to
 	// end: a list of a large cluster takes a second. No request needs it. Whoever holds

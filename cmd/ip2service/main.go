@@ -35,12 +35,13 @@ func add(f *flags.Set) (config func() ip2service.Config) {
 	f.String(&cfg.ServiceTargetPort, "service-target-port", "http", "name, as the Service calls it, or number of the port in its EndpointSlices; mode node")
 	f.String(&cfg.StartupTaint, "startup-taint", "", "key of a taint to remove from the node when its rules are in; empty: none; mode node")
 	f.String(&cfg.NodeName, "node-name", os.Getenv("NODE_NAME"), "name of this node, for --startup-taint; from the environment variable NODE_NAME; mode node")
+	f.Duration(&cfg.MaxStaleness, "max-staleness", "15m", 0, longest, "time without a word from the API server after which what pods ask is rejected, because the servers' addresses may have other owners; 0: never; mode node")
 	f.AddrPorts(&cfg.To, "to", "", "IP:PORT to lead to, may be repeated, one for each family; mode pod")
 	f.Duration(&cfg.ProbeTimeout, "probe-timeout", "60s", 0, longest, "time after which a way that does not work fails the start; 0: no probe; mode pod")
 	f.Duration(&cfg.Wait, "wait", "5s", 0, longest, "time that the server may wait for what it has not seen yet of the pod; mode pod")
 	f.IPs(&cfg.PodIPs, "pod-ips", "", "the pod's addresses (status.podIPs), separated by commas; empty: those of its interfaces; mode pod")
 	f.String(&cfg.Pod, "pod", "", "NAMESPACE/NAME of the pod, which the server has to take it for; empty: not compared; mode pod")
-	f.Only("mode", ip2service.ModeNode, "service-namespace", "service-name", "service-target-port", "startup-taint", "node-name")
+	f.Only("mode", ip2service.ModeNode, "service-namespace", "service-name", "service-target-port", "startup-taint", "node-name", "max-staleness")
 	f.Only("mode", ip2service.ModePod, "to", "probe-timeout", "wait", "pod-ips", "pod")
 	return func() ip2service.Config {
 		if !f.Given("intercept-ip") { // the default is more than help can show

@@ -82,6 +82,7 @@ func TestWrongFlagsExitWith2(t *testing.T) {
 
 		{[]string{"--mode=pod"}, []string{"--to", "IP:PORT"}},
 		{[]string{"--mode=pod", "--to="}, []string{"--to", "IP:PORT"}},
+		{[]string{"--max-staleness=1m"}, []string{"--max-staleness 1m0s", "want 0", "at least 5m"}},
 		{[]string{"--mode=pod", "--to=10.96.0.7"}, []string{"-to", "want IP:PORT", "[fd00::7]:80"}},
 		{[]string{"--mode=pod", "--to=10.96.0.7:0"}, []string{"-to", "want IP:PORT"}},
 		{[]string{"--mode=pod", "--to=iam4kube.iam4kube:80"}, []string{"-to", "want IP:PORT"}},
@@ -112,7 +113,7 @@ func TestWrongFlagsExitWith2(t *testing.T) {
 // A flag that the mode does not know is a mistake of whoever wrote it.
 func TestFlagsOfTheOtherModeExitWith2(t *testing.T) {
 	for name, value := range map[string]string{
-		"service-namespace": "iam4kube", "service-name": "iam4kube", "service-target-port": "http", "startup-taint": "a", "node-name": "n",
+		"service-namespace": "iam4kube", "service-name": "iam4kube", "service-target-port": "http", "startup-taint": "a", "node-name": "n", "max-staleness": "1h",
 	} {
 		checkRefused(t, []string{"--mode", "pod", "--to", "10.96.0.7:80", "--" + name, value}, "--"+name, "--mode pod")
 	}
@@ -127,7 +128,8 @@ func pod(change func(*ip2service.Config)) ip2service.Config {
 	cfg := ip2service.Config{
 		Mode: ip2service.ModePod, Intercept: addrPorts("169.254.169.254:80", "[fd00:ec2::254]:80"), AuxListenOn: ":9090",
 		ServiceNamespace: "iam4kube", ServiceName: "iam4kube", ServiceTargetPort: "http",
-		To: addrPorts("10.96.0.7:80"), ProbeTimeout: time.Minute, Wait: 5 * time.Second,
+		MaxStaleness: 15 * time.Minute,
+		To:           addrPorts("10.96.0.7:80"), ProbeTimeout: time.Minute, Wait: 5 * time.Second,
 	}
 	change(&cfg)
 	return cfg
@@ -207,7 +209,7 @@ func TestHelp(t *testing.T) {
 		lines := []string{
 			`--log-level "info"`, `--log-encoding "json"`, `--aux-listen-on ":9090"`, `--debug "false"`, `--kubeconfig ""`,
 			`--mode "node"`, `--cleanup "false"`, `--intercept-ip "169.254.169.254"`, `--intercept-port "80"`,
-			`--service-namespace "iam4kube"`, `--service-name "iam4kube"`, `--service-target-port "http"`, `--startup-taint ""`, `--node-name ""`,
+			`--service-namespace "iam4kube"`, `--service-name "iam4kube"`, `--service-target-port "http"`, `--startup-taint ""`, `--node-name ""`, `--max-staleness "15m"`,
 			`--to ""`, `--probe-timeout "60s"`, `--wait "5s"`, `--pod-ips ""`, `--pod ""`, `--version "false"`,
 		}
 		for _, line := range lines {

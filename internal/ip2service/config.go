@@ -19,6 +19,9 @@ const (
 	ModePod  = "pod"
 )
 
+// minStaleness is above what a watch on which all is well is silent for at most.
+const minStaleness = 5 * time.Minute
+
 // Config is ip2service's flags; docs/routing.md describes them.
 type Config struct {
 	Mode      string
@@ -32,6 +35,7 @@ type Config struct {
 	ServiceNamespace, ServiceName string
 	ServiceTargetPort             string
 	StartupTaint, NodeName        string
+	MaxStaleness                  time.Duration // 0: no limit
 
 	// In a pod.
 	To           []netip.AddrPort
@@ -56,6 +60,8 @@ func (c Config) Validate() error {
 		return fmt.Errorf("--service-name %q: want the name of a Service, up to 63 lower-case letters, digits or -", c.ServiceName)
 	case c.ServiceTargetPort == "":
 		return errors.New("--service-target-port is empty, want the name or the number of a port")
+	case c.MaxStaleness != 0 && c.MaxStaleness < minStaleness:
+		return fmt.Errorf("--max-staleness %v: want 0, which sets no limit, or at least %v: a quiet watch is silent for up to three minutes", c.MaxStaleness, minStaleness)
 	case c.StartupTaint != "" && c.NodeName == "":
 		return errors.New("--startup-taint needs --node-name, or the environment variable NODE_NAME from the field spec.nodeName")
 	case c.StartupTaint != "" && len(validation.IsQualifiedName(c.StartupTaint)) > 0:

@@ -21,6 +21,7 @@ type metrics struct {
 	repairs   prometheus.Counter
 	lastSync  prometheus.Gauge
 	bpf       prometheus.Gauge
+	stale     prometheus.Gauge
 }
 
 func newMetrics(registry prometheus.Registerer) *metrics {
@@ -45,7 +46,10 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 			Name: "iam4kube_bpf_host_routing_suspected", Help: "1 if packets of pods may pass netfilter by.",
 		}),
 	}
-	registry.MustRegister(m.endpoints, m.applies, m.duration, m.repairs, m.lastSync, m.bpf)
+	m.stale = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "iam4kube_stale", Help: "1 while what pods ask is rejected because nothing was heard from the API server for longer than --max-staleness.",
+	})
+	registry.MustRegister(m.stale, m.endpoints, m.applies, m.duration, m.repairs, m.lastSync, m.bpf)
 	for _, s := range backends.States {
 		m.endpoints.WithLabelValues(string(s))
 	}
@@ -55,7 +59,7 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 	return m
 }
 
-func (m *metrics) observe(endpoints []backends.Endpoint, bpf []string) {
+func (m *metrics) observe(endpoints []backends.Endpoint, bpf []string, stale bool) {
 	count := map[backends.State]float64{}
 	for _, e := range endpoints {
 		count[e.State]++
@@ -64,6 +68,10 @@ func (m *metrics) observe(endpoints []backends.Endpoint, bpf []string) {
 		m.endpoints.WithLabelValues(string(s)).Set(count[s])
 	}
 	m.bpf.Set(min(1, float64(len(bpf))))
+	m.stale.Set(0)
+	if stale {
+		m.stale.Set(1)
+	}
 }
 
 func (m *metrics) applied(err error, took time.Duration) {

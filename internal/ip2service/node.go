@@ -88,6 +88,7 @@ func (n *node) build() error {
 		return err
 	}
 	n.watches = kube.NewWatches(reach, discovery, n.registry)
+	n.reconciler.silence = n.watches.Silence
 	n.runs = append(n.runs, kube.Follow(n.watches, n.endpointSlices(discovery)))
 	if n.cfg.StartupTaint != "" {
 		core, err := kube.RESTClient(config, client, corev1.SchemeGroupVersion, corev1.AddToScheme)

@@ -34,9 +34,14 @@ const (
 	// after which the next one has to wait: somebody else wants other rules, and two
 	// programs shall not use up a processor over it.
 	patience, fight, truce = 5, time.Second, 500 * time.Millisecond
+	// staleRetry is how often is asked whether the API server was heard again.
+	staleRetry = time.Second
 )
 
-var errNotSynced = errors.New("the first list of EndpointSlices has not arrived")
+var (
+	errNotSynced = errors.New("the first list of EndpointSlices has not arrived")
+	errStale     = errors.New("nothing was heard from the API server for longer than --max-staleness: pods' requests are rejected, because the servers' addresses may have other owners")
+)
 
 // machine is what is known of the host.
 type machine interface {
@@ -55,6 +60,9 @@ type reconciler struct {
 	set     *backends.Set
 	log     *zap.Logger
 	metrics *metrics
+	// silence is how long nothing was heard from the API server since the first list.
+	silence func() time.Duration
+	started time.Time
 	// due has an entry when there may be something to do.
 	due chan struct{}
 	// inSync is closed when the rules of known endpoints are in for the first time.
@@ -78,6 +86,7 @@ type told struct {
 	endpoints []backends.Endpoint
 	noPort    []string
 	bpf       []string
+	stale     bool
 	err       string
 }
 
@@ -87,6 +96,7 @@ func newReconciler(cfg Config, kernel dataPath, look func() (machine, error), m 
 		due: make(chan struct{}, 1), inSync: make(chan struct{}), leaving: map[netip.AddrPort]time.Time{}, err: errNotSynced,
 	}
 	r.set = &backends.Set{Changed: r.Trigger}
+	r.silence, r.started = func() time.Duration { return 0 }, time.Now()
 	return r
 }
 
@@ -137,15 +147,19 @@ func (r *reconciler) reconcile() (pause time.Duration, patient bool) {
 		return r.failed(errors.Join(err, syncErr)), false
 	}
 	endpoints, known := r.set.Endpoints()
+	stale := r.stale(known)
+	if stale {
+		endpoints = nil
+	}
 	backends.Refuse(endpoints, func(a netip.Addr) bool {
 		return host.Owns(a) || slices.ContainsFunc(r.cfg.Intercept, func(i netip.AddrPort) bool { return i.Addr() == a })
 	})
-	r.metrics.observe(endpoints, host.BPF())
-	r.tell(endpoints, host)
+	r.metrics.observe(endpoints, host.BPF(), stale)
+	r.tell(endpoints, host, stale)
 
 	fresh, live := backends.Select(endpoints)
 	live, next := r.leave(live, now)
-	want := r.routes(fresh, live, known)
+	want := r.routes(fresh, live, known || stale)
 	foreign := r.applied != nil && r.applied.Equal(want)
 	changed, err := r.sync(want)
 	if err != nil {
@@ -157,11 +171,24 @@ func (r *reconciler) reconcile() (pause time.Duration, patient bool) {
 	if known && !closed(r.inSync) {
 		close(r.inSync)
 	}
-	r.judge(known, host, live)
+	r.judge(known, stale, host, live)
 	if changed && foreign && r.repair(now) {
 		return truce, true
 	}
+	if stale {
+		next = min(next, staleRetry)
+	}
 	return next, false
+}
+
+// stale says that nothing was heard for so long, or never since the start, that the
+// endpoints, of this run or of an earlier one, may be somebody else.
+func (r *reconciler) stale(known bool) bool {
+	silence := r.silence()
+	if !known {
+		silence = time.Since(r.started)
+	}
+	return r.cfg.MaxStaleness > 0 && silence > r.cfg.MaxStaleness
 }
 
 func (r *reconciler) sync(want routes.Routes) (changed bool, err error) {
@@ -212,10 +239,13 @@ func (r *reconciler) failed(err error) (pause time.Duration) {
 }
 
 // judge says whether pods are served, now that the rules are in.
-func (r *reconciler) judge(known bool, host machine, live []netip.AddrPort) {
+func (r *reconciler) judge(known, stale bool, host machine, live []netip.AddrPort) {
 	r.told.err = ""
 	err := errNotSynced
-	if known {
+	switch {
+	case stale:
+		err = errStale
+	case known:
 		err = nil
 		for _, family := range routes.Families {
 			concerned := family == routes.IPv4 || slices.ContainsFunc(live, func(e netip.AddrPort) bool { return routes.FamilyOf(e.Addr()) == family })
@@ -246,7 +276,14 @@ func (r *reconciler) repair(now time.Time) (patient bool) {
 }
 
 // tell logs what has changed.
-func (r *reconciler) tell(endpoints []backends.Endpoint, host machine) {
+func (r *reconciler) tell(endpoints []backends.Endpoint, host machine, stale bool) {
+	if stale != r.told.stale {
+		if r.told.stale = stale; stale {
+			r.log.Error("nothing was heard from the API server for longer than --max-staleness: what pods ask is rejected")
+		} else {
+			r.log.Info("the API server was heard again: what pods ask is led to the endpoints")
+		}
+	}
 	if !slices.Equal(endpoints, r.told.endpoints) {
 		for _, e := range endpoints {
 			if e.State == backends.Refused && !slices.Contains(r.told.endpoints, e) {

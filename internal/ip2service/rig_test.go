@@ -216,7 +216,14 @@ func newRig() *rig {
 // startRig is a rig in a bubble that works until the test ends, and has nothing to do now.
 func startRig(t *testing.T) *rig {
 	t.Helper()
+	return startRigWith(t, func(*rig) {})
+}
+
+// startRigWith changes it before.
+func startRigWith(t *testing.T, change func(*rig)) *rig {
+	t.Helper()
 	b := newRig()
+	change(b)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error)
 	go func() { ended <- b.Run(ctx) }()

@@ -89,6 +89,13 @@ func (n *node) build() error {
 	}
 	n.watches = kube.NewWatches(reach, discovery, n.registry)
 	n.reconciler.silence = n.watches.Silence
+	proofs := &proofs{
+		hearing:   func() bool { return n.watches.Hearing() == nil },
+		endpoints: n.reconciler.set.Addresses,
+		ask:       newAsker(), changed: n.reconciler.Trigger, log: n.log,
+	}
+	n.reconciler.doubted = proofs.Doubted
+	n.runs = append(n.runs, proofs.Run)
 	n.runs = append(n.runs, kube.Follow(n.watches, n.endpointSlices(discovery)))
 	if n.cfg.StartupTaint != "" {
 		core, err := kube.RESTClient(config, client, corev1.SchemeGroupVersion, corev1.AddToScheme)

@@ -63,6 +63,8 @@ type reconciler struct {
 	// silence is how long nothing was heard from the API server since the first list.
 	silence func() time.Duration
 	started time.Time
+	// doubted says that an endpoint may be somebody else.
+	doubted func(netip.AddrPort) bool
 	// due has an entry when there may be something to do.
 	due chan struct{}
 	// inSync is closed when the rules of known endpoints are in for the first time.
@@ -96,6 +98,7 @@ func newReconciler(cfg Config, kernel dataPath, look func() (machine, error), m 
 		due: make(chan struct{}, 1), inSync: make(chan struct{}), leaving: map[netip.AddrPort]time.Time{}, err: errNotSynced,
 	}
 	r.set = &backends.Set{Changed: r.Trigger}
+	r.doubted = func(netip.AddrPort) bool { return false }
 	r.silence, r.started = func() time.Duration { return 0 }, time.Now()
 	return r
 }
@@ -151,8 +154,11 @@ func (r *reconciler) reconcile() (pause time.Duration, patient bool) {
 	if stale {
 		endpoints = nil
 	}
-	backends.Refuse(endpoints, func(a netip.Addr) bool {
-		return host.Owns(a) || slices.ContainsFunc(r.cfg.Intercept, func(i netip.AddrPort) bool { return i.Addr() == a })
+	backends.Mark(endpoints, backends.Unproven, r.doubted)
+	// Traffic to a node's address is masqueraded on its way, so that a server there could
+	// not know which pod asks.
+	backends.Mark(endpoints, backends.Refused, func(e netip.AddrPort) bool {
+		return host.Owns(e.Addr()) || slices.ContainsFunc(r.cfg.Intercept, func(i netip.AddrPort) bool { return i.Addr() == e.Addr() })
 	})
 	r.metrics.observe(endpoints, host.BPF(), stale)
 	r.tell(endpoints, host, stale)

@@ -26,12 +26,14 @@ const (
 	Terminating State = "terminating"
 	// NotReady endpoints keep their connections.
 	NotReady State = "not-ready"
-	// Refused endpoints get nothing, see Refuse.
+	// Refused endpoints get nothing, see Mark.
 	Refused State = "refused"
+	// Unproven endpoints get nothing: they may be somebody else.
+	Unproven State = "unproven"
 )
 
 // States are all of them.
-var States = []State{Ready, Terminating, NotReady, Refused}
+var States = []State{Ready, Terminating, NotReady, Refused, Unproven}
 
 // Endpoint is one address and port of a Service in the state that all slices together
 // give it.
@@ -162,6 +164,15 @@ func (s *Set) Endpoints() (endpoints []Endpoint, known bool) {
 	return slices.CompactFunc(endpoints, func(a, b Endpoint) bool { return a.Address == b.Address }), s.known
 }
 
+// Addresses are those of all endpoints.
+func (s *Set) Addresses() (addresses []netip.AddrPort) {
+	endpoints, _ := s.Endpoints()
+	for _, e := range endpoints {
+		addresses = append(addresses, e.Address)
+	}
+	return addresses
+}
+
 // NoPort are the names of slices that have endpoints, but not the port.
 func (s *Set) NoPort() (names []string) {
 	s.mu.Lock()
@@ -175,13 +186,11 @@ func (s *Set) NoPort() (names []string) {
 	return names
 }
 
-// Refuse marks the endpoints whose address is one of those that must not be one: traffic
-// to a node's address is masqueraded on its way, so that a server there could not know
-// which pod asks.
-func Refuse(endpoints []Endpoint, refused func(netip.Addr) bool) {
+// Mark gives the endpoints of which that is so another state.
+func Mark(endpoints []Endpoint, state State, is func(netip.AddrPort) bool) {
 	for i, e := range endpoints {
-		if refused(e.Address.Addr()) {
-			endpoints[i].State = Refused
+		if is(e.Address) {
+			endpoints[i].State = state
 		}
 	}
 }
@@ -191,7 +200,7 @@ func Select(endpoints []Endpoint) (fresh, live []netip.AddrPort) {
 	byState := map[State][]netip.AddrPort{}
 	for _, e := range endpoints {
 		byState[e.State] = append(byState[e.State], e.Address)
-		if e.State != Refused {
+		if e.State != Refused && e.State != Unproven {
 			live = append(live, e.Address)
 		}
 	}

@@ -131,13 +131,13 @@ func TestSelection(t *testing.T) {
 	}
 }
 
-func TestRefuse(t *testing.T) {
+func TestMark(t *testing.T) {
 	endpoints := []Endpoint{
 		{Address: netip.MustParseAddrPort("10.0.0.1:8080"), State: Ready},
 		{Address: netip.MustParseAddrPort("10.0.0.1:9090"), State: Terminating},
 		{Address: netip.MustParseAddrPort("10.0.0.2:8080"), State: Ready},
 	}
-	Refuse(endpoints, func(a netip.Addr) bool { return a == netip.MustParseAddr("10.0.0.1") })
+	Mark(endpoints, Refused, func(e netip.AddrPort) bool { return e.Addr() == netip.MustParseAddr("10.0.0.1") })
 	if endpoints[0].State != Refused || endpoints[1].State != Refused || endpoints[2].State != Ready {
 		t.Errorf("%v", endpoints)
 	}

@@ -171,7 +171,7 @@ func (h *history) number(slice *discoveryv1.EndpointSlice) (number uint16) {
 
 // checkSelect checks each endpoint by itself, one node's being refused.
 func (h *history) checkSelect(endpoints []Endpoint) error {
-	Refuse(endpoints, func(a netip.Addr) bool { return a == netip.MustParseAddr("10.0.0.1") })
+	Mark(endpoints, Refused, func(e netip.AddrPort) bool { return e.Addr() == netip.MustParseAddr("10.0.0.1") })
 	ready := map[bool]bool{} // by whether it is IPv4
 	for _, e := range endpoints {
 		ready[e.Address.Addr().Is4()] = ready[e.Address.Addr().Is4()] || e.State == Ready

@@ -6,6 +6,7 @@ package metadata
 
 import (
 	"context"
+	"crypto/ed25519"
 	"net/http"
 	"net/url"
 	"sync/atomic"
@@ -49,11 +50,12 @@ type Server struct {
 	// sampler is for what others can cause in any number.
 	sampler  *sampler
 	draining atomic.Bool
+	proofKey ed25519.PrivateKey
 }
 
 // New returns a Server.
 func New(cfg Config) *Server {
-	return &Server{cfg: cfg, metrics: newMetrics(cfg.Registry), sampler: newSampler()}
+	return &Server{cfg: cfg, metrics: newMetrics(cfg.Registry), sampler: newSampler(), proofKey: newProofKey()}
 }
 
 // Drain lets every answer from now on end its connection, so that clients move to
@@ -105,6 +107,7 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, t target) answer
 	from, ok := source(r)
 	if t.endpoint == endpointReady && ok {
 		w.Header()["X-Iam4kube-Source-Ip"] = []string{from.String()}
+		s.prove(w.Header(), r.Header)
 	}
 	claim, proxy := identity.Claim{Address: from}, fromProxy(r)
 	switch {

@@ -3,11 +3,13 @@ package server
 import (
 	"context"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -55,9 +57,9 @@ type replica struct {
 	stale  atomic.Bool
 }
 
-func newReplica(t *testing.T, maxStaleness time.Duration) *replica {
+func newReplica(t *testing.T, maxStaleness time.Duration, others map[netip.Addr]http.HandlerFunc) *replica {
 	t.Helper()
-	r := &replica{registry: prometheus.NewRegistry(), others: map[netip.Addr]http.HandlerFunc{}}
+	r := &replica{registry: prometheus.NewRegistry(), others: others}
 	r.reached.Store(true)
 	reach := &kube.Reach{}
 	client := clientOver(t, reach, func(context.Context, string, string) (net.Conn, error) {
@@ -69,11 +71,10 @@ func newReplica(t *testing.T, maxStaleness time.Duration) *replica {
 		return client, nil
 	})
 	r.watches = kube.NewWatches(reach, client.Discovery().RESTClient(), r.registry)
-	r.peers = newPeers(r.watches, func() (all []netip.Addr) {
-		for a := range r.others {
-			all = append(all, a)
-		}
-		return all
+	r.peers = newPeers(r.watches, func() []netip.Addr {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return slices.Collect(maps.Keys(r.others))
 	}, r.registry, zap.NewNop())
 	r.peers.port = 9090
 	r.peers.client.Transport = r
@@ -124,7 +125,10 @@ func (r *replica) RoundTrip(request *http.Request) (*http.Response, error) {
 	case address.Port() != 9090:
 		return nil, syscall.ECONNREFUSED
 	case request.URL.Path == "/readyz/watches":
-		r.others[address.Addr()](recorder, request)
+		r.mu.Lock()
+		answer := r.others[address.Addr()]
+		r.mu.Unlock()
+		answer(recorder, request)
 	}
 	if err := request.Context().Err(); err != nil {
 		return nil, err
@@ -183,8 +187,7 @@ func TestCutOff(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				r := newReplica(t, 0)
-				r.others = tc.others
+				r := newReplica(t, 0, tc.others)
 				r.hearFor(10 * time.Minute)
 				if r.asked.Load() > 0 {
 					t.Error("others are asked while all is well")
@@ -197,9 +200,11 @@ func TestCutOff(t *testing.T) {
 				wait(time.Minute)
 				r.wantCutOff(t, tc.cutOff)
 				if tc.cutOff { // what the others say later makes it know no more
+					r.mu.Lock()
 					for a := range r.others {
 						r.others[a] = says(503)
 					}
+					r.mu.Unlock()
 				}
 				asked := r.asked.Load()
 				wait(time.Hour)
@@ -249,8 +254,7 @@ func (r *replica) gauge(t *testing.T, name string) float64 {
 // What an API server that answers says is judged without others.
 func TestOthersAreNotAskedWhileTheAPIServerAnswers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newReplica(t, 0)
-		r.others = map[netip.Addr]http.HandlerFunc{other: says(503)}
+		r := newReplica(t, 0, map[netip.Addr]http.HandlerFunc{other: says(503)})
 		wait(10 * time.Minute) // an open watch that gives nothing
 		if r.watches.Broken() == nil || r.peers.Err() != nil {
 			t.Errorf("broken: %v, cut off: %v", r.watches.Broken(), r.peers.Err())
@@ -266,7 +270,7 @@ func TestOthersAreNotAskedWhileTheAPIServerAnswers(t *testing.T) {
 // The answer to peers is that of the watches, and for nothing else.
 func TestAnswerToPeers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newReplica(t, 0)
+		r := newReplica(t, 0, nil)
 		handler := answerPeers(r.watches, says(http.StatusTeapot))
 		want := func(method, path string, status int) {
 			t.Helper()
@@ -294,7 +298,7 @@ func TestStaleness(t *testing.T) {
 	for _, most := range []time.Duration{15 * time.Minute, 0} {
 		t.Run(most.String(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				r := newReplica(t, most)
+				r := newReplica(t, most, nil)
 				want := func(stale bool) {
 					t.Helper()
 					value := 0.0

@@ -156,6 +156,11 @@ func TestNetAdminIsForTheInjectedContainerAlone(t *testing.T) {
 		{"like ours of another image", forged(func(c *corev1.Container, _ *corev1.PodSpec) { c.Image = "registry.example/evil:1" }), inject.ContainerName},
 		{"like ours with a command", forged(func(c *corev1.Container, _ *corev1.PodSpec) { c.Command = []string{"/x"} }), inject.ContainerName},
 		{"like ours for nodes", forged(func(c *corev1.Container, _ *corev1.PodSpec) { c.Args[1] = "node" }), inject.ContainerName},
+		{"like ours to another address", forged(func(c *corev1.Container, _ *corev1.PodSpec) { c.Args[3] = "10.96.0.78:80" }), inject.ContainerName},
+		{"like ours to another port", forged(func(c *corev1.Container, _ *corev1.PodSpec) { c.Args[3] = "10.96.0.77:8080" }), inject.ContainerName},
+		{"like ours to another address, too", forged(func(c *corev1.Container, _ *corev1.PodSpec) {
+			c.Args = slices.Insert(c.Args, 2, "--to", "[fd00:96::78]:80")
+		}), inject.ContainerName},
 		{"like ours with another flag", forged(func(c *corev1.Container, _ *corev1.PodSpec) { c.Args = append(c.Args, "--cleanup") }), inject.ContainerName},
 		{"like ours without flags", forged(func(c *corev1.Container, _ *corev1.PodSpec) { c.Args = nil }), inject.ContainerName},
 		{"like ours with more", forged(func(c *corev1.Container, _ *corev1.PodSpec) { c.SecurityContext = adds("NET_ADMIN", "SYS_ADMIN") }), inject.ContainerName},
@@ -185,6 +190,7 @@ func TestNetAdminIsForTheInjectedContainerAlone(t *testing.T) {
 			}
 		})
 	}
+	t.Run("where the Service is now", func(t *testing.T) { followsTheService(t, namespace, forged) })
 	t.Run("while an update rolls out", func(t *testing.T) {
 		setImages(t, nextImage)
 		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "app"}, Spec: plainSpec()}
@@ -201,6 +207,42 @@ func TestNetAdminIsForTheInjectedContainerAlone(t *testing.T) {
 		})
 	})
 	t.Run("pods that are there", func(t *testing.T) { changesOfPods(t, namespace) })
+}
+
+// followsTheService: also when the policy was away for a time, and with it the last one of its kind
+// of parameter.
+func followsTheService(t *testing.T, namespace string, forged func(func(*corev1.Container, *corev1.PodSpec)) func(*corev1.Pod)) {
+	t.Helper()
+	policies := cp.Client.AdmissionregistrationV1().ValidatingAdmissionPolicies()
+	removePolicy(t)
+	if err := policies.Delete(t.Context(), "iam4kube-net-admin", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "app"}, Spec: plainSpec()}
+	forged(func(c *corev1.Container, _ *corev1.PodSpec) { c.Image = "registry.example/evil:1" })(pod)
+	eventually(t, func() error { // until the policy is not in effect
+		_, err := create(t, namespace, pod, metav1.DryRunAll)
+		return err
+	})
+	t.Cleanup(func() { replaceService(t, service()) })
+	policy, moved := corev1.IPFamilyPolicyRequireDualStack, service()
+	moved.Spec.IPFamilyPolicy, moved.Spec.ClusterIP, moved.Spec.ClusterIPs = &policy, "10.96.0.79", []string{"10.96.0.79", "fd00:96::79"}
+	replaceService(t, moved)
+	if err := cp.ApplyFiles(t.Context(), manifest("webhook-policy.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	setImages(t, initImage)
+	for to, refused := range map[string]bool{"10.96.0.77:80": true, "10.96.0.79:80": false, "[fd00:96::79]:80": false} {
+		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "app"}, Spec: plainSpec()}
+		forged(func(c *corev1.Container, _ *corev1.PodSpec) { c.Args[3] = to })(pod)
+		eventually(t, func() error {
+			_, err := create(t, namespace, pod, metav1.DryRunAll)
+			if have := err != nil && strings.Contains(err.Error(), "not for: "+inject.ContainerName); have != refused || !have && err != nil {
+				return fmt.Errorf("to %s: want refused: %v: %w", to, refused, err)
+			}
+			return nil
+		})
+	}
 }
 
 // removePolicy leaves the policy without its binding, so without effect.

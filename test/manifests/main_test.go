@@ -120,6 +120,24 @@ func build(dir string) ([]*unstructured.Unstructured, error) {
 	return objects, nil
 }
 
+// withComponents makes a kustomization of an overlay and components, as users do.
+func withComponents(t testing.TB, overlay string, components ...string) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	at, err := filepath.Abs(manifest(""))
+	if err == nil {
+		at, err = filepath.Rel(dir, at)
+	}
+	text := "resources: [" + filepath.Join(at, overlay) + "]\ncomponents:\n"
+	for _, c := range components {
+		text += "- " + filepath.Join(at, "components", c) + "\n"
+	}
+	if err := errors.Join(err, os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(text), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
 func mustBuild(t testing.TB, dir string) []*unstructured.Unstructured {
 	t.Helper()
 	objects, err := build(dir)

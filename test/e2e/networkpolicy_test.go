@@ -192,9 +192,9 @@ func allow(t *testing.T, namespace, prefix string, port int32) {
 	}
 }
 
-// The policy of the server lets every pod ask it, and Prometheus read its metrics; its other
-// ports are out of reach. Without it they are, too, as long as nothing listens, but for the
-// answer: refused, not dropped.
+// The policies of server and webhook let every pod ask the server, and namespaces with the label
+// read metrics; other ports are out of reach. Without them they are, too, as long as nothing
+// listens, but for the answer: refused, not dropped.
 func TestTheServersOwnNetworkPolicy(t *testing.T) {
 	ns := namespace(t, nodeWide)
 	role(t, ns, "role-05")
@@ -205,7 +205,14 @@ func TestTheServersOwnNetworkPolicy(t *testing.T) {
 	enforce(t)
 	wantDial(t, pod, server, 6060, timeout)
 	wantDial(t, pod, server, 8080, open)
-	wantDial(t, pod, server, 9090, open)
+	webhook := aPod(t, "iam4kube-webhook").Status.PodIP
+	wantDial(t, pod, server, 9090, timeout)
+	wantDial(t, pod, webhook, 9090, timeout)
+	mustKubectl(t, "label", "namespace", ns, "iam4kube.io/metrics=enabled")
+	for _, address := range []string{server, webhook} {
+		eventually(t, "metrics of "+address+" are open", func() bool { return dial(t, pod, address, 9090) == open })
+	}
+	wantDial(t, pod, server, 6060, timeout)
 	a, err := once(t, ns, pod.Name)
 	if err != nil {
 		t.Error(err)

@@ -3,6 +3,7 @@ package manifests
 import (
 	"fmt"
 	"os/exec"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -11,6 +12,7 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	policyv1 "k8s.io/api/policy/v1"
 
 	"github.com/iam4kube/iam4kube/test/environment"
@@ -146,6 +148,46 @@ func TestTheServiceIsThatOfTheServer(t *testing.T) {
 		} {
 			if v := value(t, c, flag); v != service.Name || v != service.Namespace {
 				t.Errorf("%s: --%s %s", c.Name, flag, v)
+			}
+		}
+	}
+}
+
+// TestMetricsAreForNamespacesWithTheLabel: and nothing else is reachable but what the program is
+// for. Of pods on the host's network no policy says anything.
+func TestMetricsAreForNamespacesWithTheLabel(t *testing.T) {
+	allowed := map[string]string{"iam4kube-server": "http", "iam4kube-webhook": "https"}
+	for _, overlay := range []string{"both", "node-wide", "injection", "startup-taint", "no-dedicated-nodes"} {
+		objects := mustBuild(t, manifest(overlay))
+		for _, w := range workloads(t, objects) {
+			if w.template.Spec.HostNetwork {
+				continue
+			}
+			policy := find[networkingv1.NetworkPolicy](t, objects, "NetworkPolicy", w.name).Spec
+			if !reflect.DeepEqual(policy.PodSelector.MatchLabels, w.template.Labels) || !slices.Equal(policy.PolicyTypes, []networkingv1.PolicyType{networkingv1.PolicyTypeIngress}) {
+				t.Errorf("%s of %s: %+v", w.name, overlay, policy)
+			}
+			from := map[string][]networkingv1.NetworkPolicyPeer{}
+			for _, rule := range policy.Ingress {
+				for _, p := range rule.Ports {
+					from[p.Port.StrVal] = rule.From
+				}
+			}
+			if w.name == "iam4kube-server" { // its replicas ask each other
+				peers := from["metrics"]
+				if len(peers) != 2 || peers[1].NamespaceSelector != nil || !reflect.DeepEqual(peers[1].PodSelector.MatchLabels, w.template.Labels) {
+					t.Errorf("%s of %s: %+v", w.name, overlay, peers)
+				}
+				from["metrics"] = peers[:1]
+			}
+			if len(from) != 2 || from[allowed[w.name]] != nil || len(from["metrics"]) != 1 ||
+				!reflect.DeepEqual(from["metrics"][0].NamespaceSelector.MatchLabels, map[string]string{"iam4kube.io/metrics": "enabled"}) {
+				t.Errorf("%s of %s: %+v", w.name, overlay, policy.Ingress)
+			}
+			for name := range from {
+				if port(w.template.Spec.Containers[0], name) == "" {
+					t.Errorf("%s of %s has no port %s", w.name, overlay, name)
+				}
 			}
 		}
 	}

@@ -117,6 +117,12 @@ func (s *supervisor) makeNetwork() error {
 	); err != nil {
 		return err
 	}
+	// What a pod asks the metadata service is answered, too, not only what a node does.
+	for i := range s.Nodes {
+		if err := ip("route add " + podRange(i) + " via " + nodeAddress(i)); err != nil {
+			return err
+		}
+	}
 	return s.answerMetadata()
 }
 

@@ -73,23 +73,24 @@ func noServer(t *testing.T, pods []*corev1.Pod) {
 	t.Helper()
 	mustKubectl(t, "--namespace="+own, "scale", "deployment/iam4kube-server", "--replicas=0")
 	gone(t, "server")
-	nobody := func(k knocks) bool { return k.HTTP["iam4kube"] == 0 }
-	for _, pod := range pods {
-		untilKnocks(t, pod, nobody)
-	}
-	// Those that are started now, too.
-	news := newPods(t, pods, "once")
-	for _, pod := range news[:2] {
+	// Those that are started now, too, have nobody.
+	news := newPods(t, pods[:2], "once")
+	untilKnocks(t, pods, always(func(k knocks) bool { return k.HTTP["iam4kube"] == 0 }))
+	for _, pod := range news {
 		pod = waitPod(t, pod.Namespace, pod.Name, ended)
 		if a := decode(t, logs(t, pod.Namespace, pod.Name, "client")); !strings.Contains(a.Error, "169.254.169.254") || a.Role != "" {
 			t.Errorf("%+v, want no answer", a)
 		}
 	}
+	// Injected ones wait for a server.
+	news = newPods(t, pods[2:], "once")
+	for _, pod := range news {
+		waitPod(t, pod.Namespace, pod.Name, initialising)
+	}
 	wantNoLeaks(t)
 	reinstall(t)
 	wantServed(t, pods)
-	// The injected ones have waited for a server.
-	for i, pod := range news[2:] {
+	for i, pod := range news {
 		pod = waitPod(t, pod.Namespace, pod.Name, ended)
 		wantOwn(t, pod, pods[2+i].Spec.ServiceAccountName, decode(t, logs(t, pod.Namespace, pod.Name, "client")))
 	}

@@ -6,8 +6,10 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -51,19 +53,40 @@ func knocker(namespace, serviceAccount, node string) *corev1.Pod {
 	return pod
 }
 
-// untilKnocks returns the first whole second from now on that is as wanted.
-func untilKnocks(t *testing.T, pod *corev1.Pod, wanted func(knocks) bool) (last knocks) {
+// untilKnocks waits until each of the pods has had a whole second, from now on, that is as
+// wanted: wanted makes what judges one pod's seconds. The pods are waited for beside each
+// other, because a second is told two or three seconds after it has begun.
+func untilKnocks(t *testing.T, pods []*corev1.Pod, wanted func() func(knocks) bool) {
 	t.Helper()
 	ctx, stop := context.WithTimeout(t.Context(), within)
 	defer stop()
-	var err error
-	for now := time.Now(); ctx.Err() == nil; { // again when its node was off
-		if err = eachKnocks(ctx, pod, now, true, func(k knocks) bool { last = k; return !wanted(k) }); err == nil && wanted(last) {
-			return last
-		}
+	failures := make([]error, len(pods))
+	var waiting sync.WaitGroup
+	for i, pod := range pods {
+		waiting.Go(func() { failures[i] = oneKnocks(ctx, pod, wanted()) })
 	}
-	t.Fatalf("%s/%s does not get what is wanted, but %+v, %v", pod.Namespace, pod.Name, last, err)
-	return last
+	waiting.Wait()
+	if err := errors.Join(failures...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func oneKnocks(ctx context.Context, pod *corev1.Pod, wanted func(knocks) bool) error {
+	var last knocks
+	var err error
+	good := false
+	for now := time.Now(); ctx.Err() == nil && !good; { // again when its node was off
+		err = eachKnocks(ctx, pod, now, true, func(k knocks) bool { last, good = k, wanted(k); return !good })
+	}
+	if !good {
+		return errors.Join(fmt.Errorf("%s/%s does not get what is wanted, but %+v", pod.Namespace, pod.Name, last), err)
+	}
+	return nil
+}
+
+// always is for seconds that are judged each by itself.
+func always(wanted func(knocks) bool) func() func(knocks) bool {
+	return func() func(knocks) bool { return wanted }
 }
 
 // eachKnocks calls f for each second after then, until f does not want more.
@@ -91,9 +114,7 @@ func eachKnocks(ctx context.Context, pod *corev1.Pod, then time.Time, follow boo
 // a change under way.
 func wantServed(t *testing.T, pods []*corev1.Pod) {
 	t.Helper()
-	for _, pod := range pods {
-		untilKnocks(t, pod, func(k knocks) bool { return k.only("iam4kube") })
-	}
+	untilKnocks(t, pods, always(func(k knocks) bool { return k.only("iam4kube") }))
 }
 
 // wantOnlyServed checks that iam4kube answered everything after then.

@@ -96,50 +96,55 @@ func TestDefaultDenyWithTheDocumentedException(t *testing.T) { //nolint:tparalle
 				doesNotStart(t, denied)
 			}
 			mustKubectl(t, "--namespace="+ns, "apply", "-f", example)
-			for name, node := range map[string]string{"role-03": "worker-1", "role-04": "worker-2"} {
-				role(t, ns, name)
-				create(t, onWorker(clientPod(ns, name, "wait"), node))
-				pod := waitPod(t, ns, name, running)
-				a, err := once(t, ns, name)
+			admitted := []*corev1.Pod{
+				onWorker(clientPod(ns, "role-03", "wait"), "worker-1"), onWorker(clientPod(ns, "role-04", "wait"), "worker-2"),
+			}
+			for _, pod := range admitted {
+				role(t, ns, pod.Name)
+				create(t, pod)
+			}
+			for i, pod := range admitted {
+				admitted[i] = waitPod(t, ns, pod.Name, running)
+				a, err := once(t, ns, pod.Name)
 				if err != nil {
 					t.Error(err)
 				}
-				wantOwn(t, pod, name, a)
-				wantOnlyTheServer(t, pod)
+				wantOwn(t, admitted[i], pod.Name, a)
 			}
+			wantOnlyTheServer(t, admitted)
 		})
 	}
 }
 
 // wantOnlyTheServer checks that the exception is no wider than it has to be.
-func wantOnlyTheServer(t *testing.T, pod *corev1.Pod) {
+func wantOnlyTheServer(t *testing.T, pods []*corev1.Pod) {
 	t.Helper()
 	server := aPod(t, "iam4kube-server").Status.PodIP
-	wantDial(t, pod, vip, 80, open)
-	wantDial(t, pod, server, 8080, open)
-	wantDial(t, pod, server, 9090, timeout) // its metrics
-	wantDial(t, pod, aPod(t, "iam4kube-webhook").Status.PodIP, 9443, timeout)
-	wantDial(t, pod, "10.96.0.1", 443, timeout) // the API server
-	// What the node itself rejects is refused as ever: the policy does not swallow the reset.
-	wantDial(t, pod, vip, 81, refused)
+	wantDials(t, pods,
+		connection{vip, 80, open},
+		connection{server, 8080, open},
+		connection{server, 9090, timeout}, // its metrics
+		connection{aPod(t, "iam4kube-webhook").Status.PodIP, 9443, timeout},
+		connection{"10.96.0.1", 443, timeout}, // the API server
+		// What the node itself rejects is refused as ever: the policy does not swallow the reset.
+		connection{vip, 81, refused},
+	)
 }
 
 // nobodyAnswers checks what node-wide routing makes of it: the pods run, and wait in vain.
 func nobodyAnswers(t *testing.T, pods []*corev1.Pod) {
 	t.Helper()
-	for _, pod := range pods {
-		pod := waitPod(t, pod.Namespace, pod.Name, running)
-		wantDial(t, pod, vip, 80, timeout)
+	for i, pod := range pods {
+		pods[i] = waitPod(t, pod.Namespace, pod.Name, running)
 	}
+	wantDials(t, pods, connection{vip, 80, timeout})
 	a, err := once(t, pods[0].Namespace, pods[0].Name)
 	if err == nil || a.Role != "" || !strings.Contains(a.Error, "imeout") {
 		t.Errorf("%+v, %v; want a time-out", a, err)
 	}
 	t.Logf("what a client says: %s", a.Error)
 	allow(t, pods[0].Namespace, vip+"/32", 80)
-	for _, pod := range pods {
-		wantDial(t, waitPod(t, pod.Namespace, pod.Name, running), vip, 80, timeout)
-	}
+	wantDials(t, pods, connection{vip, 80, timeout})
 	// With the exception they need not be started again.
 	mustKubectl(t, "--namespace="+pods[0].Namespace, "apply", "-f", example)
 	a, err = once(t, pods[0].Namespace, pods[0].Name)
@@ -200,19 +205,16 @@ func TestTheServersOwnNetworkPolicy(t *testing.T) {
 	role(t, ns, "role-05")
 	create(t, onWorker(clientPod(ns, "role-05", "wait"), "worker-1"))
 	pod := waitPod(t, ns, "role-05", running)
-	server := aPod(t, "iam4kube-server").Status.PodIP
-	wantDial(t, pod, server, 6060, refused) // nobody enforces policies yet
+	these, server := []*corev1.Pod{pod}, aPod(t, "iam4kube-server").Status.PodIP
+	wantDials(t, these, connection{server, 6060, refused}) // nobody enforces policies yet
 	enforce(t)
-	wantDial(t, pod, server, 6060, timeout)
-	wantDial(t, pod, server, 8080, open)
 	webhook := aPod(t, "iam4kube-webhook").Status.PodIP
-	wantDial(t, pod, server, 9090, timeout)
-	wantDial(t, pod, webhook, 9090, timeout)
+	wantDials(t, these, connection{server, 6060, timeout}, connection{server, 8080, open}, connection{server, 9090, timeout}, connection{webhook, 9090, timeout})
 	mustKubectl(t, "label", "namespace", ns, "iam4kube.io/metrics=enabled")
 	for _, address := range []string{server, webhook} {
 		eventually(t, "metrics of "+address+" are open", func() bool { return dial(t, pod, address, 9090) == open })
 	}
-	wantDial(t, pod, server, 6060, timeout)
+	wantDials(t, these, connection{server, 6060, timeout})
 	a, err := once(t, ns, pod.Name)
 	if err != nil {
 		t.Error(err)

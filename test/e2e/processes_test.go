@@ -4,12 +4,13 @@ package e2e
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os/exec"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -60,14 +61,19 @@ const (
 	timeout = "nobody answers"
 )
 
-// dial opens a TCP connection in a running client's network.
-func dial(t *testing.T, pod *corev1.Pod, host string, port int) string {
-	t.Helper()
-	connect := fmt.Sprintf("exec 3<>/dev/tcp/%s/%d", host, port)
-	cmd, err := machine.Command(t.Context(), pod.Spec.NodeName, "nsenter", "--net=/proc/"+pid(t, pod, "client")+"/ns/net", "--",
-		"timeout", "3", "bash", "-c", connect)
+// connection is a TCP connection, and what is to come of it.
+type connection struct {
+	host string
+	port int
+	want string
+}
+
+// dial opens it in the network of a process of the node.
+func (c connection) dial(ctx context.Context, node, pid string) (string, error) {
+	connect := fmt.Sprintf("exec 3<>/dev/tcp/%s/%d", c.host, c.port)
+	cmd, err := machine.Command(ctx, node, "nsenter", "--net=/proc/"+pid+"/ns/net", "--", "timeout", "3", "bash", "-c", connect)
 	if err != nil {
-		t.Fatal(err)
+		return "", err
 	}
 	var failure bytes.Buffer
 	cmd.Stderr = &failure
@@ -75,22 +81,31 @@ func dial(t *testing.T, pod *corev1.Pod, host string, port int) string {
 	var exit *exec.ExitError
 	switch {
 	case err == nil:
-		return open
+		return open, nil
 	case errors.As(err, &exit) && exit.ExitCode() == 124:
-		return timeout
+		return timeout, nil
 	case strings.Contains(failure.String(), "Connection refused"):
-		return refused
+		return refused, nil
 	}
-	t.Fatalf("connecting from %s/%s to %s: %v: %s", pod.Namespace, pod.Name, net.JoinHostPort(host, fmt.Sprint(port)), err, failure.String())
-	return ""
+	return "", fmt.Errorf("%w: %s", err, failure.String())
 }
 
-// wantDial checks what comes of a connection.
-func wantDial(t *testing.T, pod *corev1.Pod, host string, port int, want string) {
+// wantDials checks what comes of connections from each of the running clients, beside each
+// other, because it takes some three seconds to see that nobody answers.
+func wantDials(t *testing.T, pods []*corev1.Pod, connections ...connection) {
 	t.Helper()
-	if got := dial(t, pod, host, port); got != want {
-		t.Errorf("%s/%s to %s:%d: %s, want %s", pod.Namespace, pod.Name, host, port, got, want)
+	var dials sync.WaitGroup
+	for _, pod := range pods {
+		process := pid(t, pod, "client")
+		for _, c := range connections {
+			dials.Go(func() {
+				if got, err := c.dial(t.Context(), pod.Spec.NodeName, process); err != nil || got != c.want {
+					t.Errorf("%s/%s to %s:%d: %s, %v, want %s", pod.Namespace, pod.Name, c.host, c.port, got, err, c.want)
+				}
+			})
+		}
 	}
+	dials.Wait()
 }
 
 // aPod is a ready pod of one of iam4kube's programs.

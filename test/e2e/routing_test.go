@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
@@ -158,10 +159,10 @@ func TestEndpointThatAsksIsRefused(t *testing.T) {
 	role(t, ns, "role-14")
 	create(t, onWorker(clientPod(ns, "role-14", "wait"), "worker-1"))
 	pod := waitPod(t, ns, "role-14", running)
-	wantDial(t, pod, vip, 80, open)
+	wantDials(t, []*corev1.Pod{pod}, connection{vip, 80, open})
 	endpoint(t, "asks", pod.Status.PodIP)
 	eventually(t, "on worker-1: the pod is an endpoint", func() bool { return strings.Contains(ruleset(t, "worker-1"), pod.Status.PodIP) })
-	wantDial(t, pod, vip, 80, refused)
+	wantDials(t, []*corev1.Pod{pod}, connection{vip, 80, refused})
 	a, err := once(t, ns, pod.Name)
 	if err == nil || a.AccessKeyID != "" || !strings.Contains(a.Error, "connection refused") {
 		t.Errorf("%+v, %v; want a refusal", a, err)

@@ -40,10 +40,10 @@ func TestNoDedicatedNodes(t *testing.T) {
 		wantOwn(t, pod, pod.Spec.ServiceAccountName, decode(t, logs(t, pod.Namespace, pod.Name, "client")))
 	}
 	// Each takes one of the two servers at random.
-	for _, pod := range pods {
+	untilKnocks(t, pods, func() func(knocks) bool {
 		connections := 0
-		untilKnocks(t, pod, func(k knocks) bool { connections += k.HTTP["iam4kube"]; return connections > 20 })
-	}
+		return func(k knocks) bool { connections += k.HTTP["iam4kube"]; return connections > 20 }
+	})
 	wantOnlyServed(t, pods, start)
 	for _, server := range servers.Items {
 		if server.DeletionTimestamp == nil {

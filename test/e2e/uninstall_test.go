@@ -35,9 +35,7 @@ func TestUninstallAndInstallAgain(t *testing.T) {
 			t.Errorf("%s still has\n%s", node, tables)
 		}
 	}
-	for _, pod := range injected {
-		untilKnocks(t, pod, func(k knocks) bool { return k.only("refused", "timeout") })
-	}
+	untilKnocks(t, injected, always(func(k knocks) bool { return k.only("refused", "timeout") }))
 	// As the documentation says. This is also what shows that covered pods are.
 	var a answer
 	leaks := leaking(t, func() { a, _ = once(t, ns, ordinary.Name) })

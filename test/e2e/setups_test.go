@@ -189,7 +189,7 @@ func TestNoNetAdminAllowed(t *testing.T) {
 }
 
 // Without a ready server pods are refused at once; one that is injected does not start, and
-// says why after a minute. Without the webhook it is refused.
+// says why when its probe gives up. Without the webhook it is refused.
 func TestNoServerNoWebhook(t *testing.T) {
 	t.Cleanup(func() { reinstall(t) })
 	var pods []*corev1.Pod

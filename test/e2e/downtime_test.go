@@ -74,7 +74,7 @@ func restart(what string) func(*testing.T, *load) {
 // controlPlane is what ends with the API server: the others lose their leases, elsewhere.
 var controlPlane = []string{"kube-apiserver", "kube-controller-manager", "kube-scheduler"}
 
-// outage of the API server. Afterwards, a new pod with a new role has to be served.
+// outage of the API server. As soon as it is back, a new pod with a new role has to be served.
 func outage(length time.Duration) func(*testing.T, *load) {
 	return func(t *testing.T, l *load) {
 		t.Helper()
@@ -91,6 +91,7 @@ func outage(length time.Duration) func(*testing.T, *load) {
 				}
 			}
 		})
+		news := map[path]*corev1.Pod{}
 		l.phase(t, func() {
 			for _, program := range controlPlane {
 				if err := machine.Kill(t.Context(), program); err != nil {
@@ -99,15 +100,18 @@ func outage(length time.Duration) func(*testing.T, *load) {
 			}
 			<-time.After(length) // the outage
 			restarted(t)
+			for _, way := range []path{nodeWide, inPod} {
+				ns := namespace(t, way)
+				role(t, ns, "role-23")
+				news[way] = clientPod(ns, "role-23", "once")
+				create(t, news[way])
+			}
 			<-time.After(15 * time.Second) // in which all that lost it comes back to it
 			settled(t)
 		}).wantNone(t)
-		for _, way := range []path{nodeWide, inPod} {
-			ns := namespace(t, way)
-			role(t, ns, "role-23")
-			create(t, clientPod(ns, "role-23", "once"))
-			pod := waitPod(t, ns, "role-23", ended)
-			a := decode(t, logs(t, ns, pod.Name, "client"))
+		for way, pod := range news {
+			pod = waitPod(t, pod.Namespace, pod.Name, ended)
+			a := decode(t, logs(t, pod.Namespace, pod.Name, "client"))
 			wantOwn(t, pod, "role-23", a)
 			t.Logf("%s: a new pod with a new role got its credentials %.3f s after its first request", way, a.Seconds)
 		}

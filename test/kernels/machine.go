@@ -18,7 +18,7 @@ import (
 )
 
 // timeout is for a machine that hangs, after testTimeout for each of two packages.
-const timeout = 45 * time.Minute
+const timeout = 100 * time.Minute
 
 // commandLine of the kernel. The clock is the host's, which is cheap to read, and steady,
 // although the kernel mistrusts it under emulation.

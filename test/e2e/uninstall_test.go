@@ -26,9 +26,15 @@ func TestUninstallAndInstallAgain(t *testing.T) {
 	create(t, ordinary)
 	ordinary = waitPod(t, ns, ordinary.Name, running)
 
-	mustKubectl(t, "delete", "-k", both)
 	for _, command := range uninstallCommands(t) {
 		shell(t, command)
+		if strings.Contains(command, "delete -k "+both) { // ip2service has ended, its rules have not
+			for _, node := range []string{"worker-1", "worker-2"} {
+				if rules := onNode(t, node, "nft", "list", "table", "ip", "iam4kube"); strings.Contains(rules, "dnat to") {
+					t.Errorf("%s still routes to servers that are gone:\n%s", node, rules)
+				}
+			}
+		}
 	}
 	for _, node := range []string{"server-1", "server-2", "worker-1", "worker-2"} {
 		if tables := onNode(t, node, "nft", "list", "tables"); strings.Contains(tables, "iam4kube") {
@@ -71,7 +77,7 @@ func uninstallCommands(t *testing.T) (commands []string) {
 			commands = append(commands, strings.TrimSpace(command))
 		}
 	}
-	if len(commands) < 3 {
+	if len(commands) < 7 {
 		t.Fatalf("commands: %q", commands)
 	}
 	return commands

@@ -55,8 +55,16 @@ func TestMain(m *testing.M) {
 func run(m *testing.M) (status int) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
 	defer cancel()
-	var err error
-	if cp, err = controlplane.Start(ctx, controlplane.Options{ServiceAccountAdmission: true}); err == nil {
+	admission, err := limitedPriorities()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "manifests:", err)
+		return 1
+	}
+	defer func() { _ = os.Remove(admission) }()
+	if cp, err = controlplane.Start(ctx, controlplane.Options{
+		ServiceAccountAdmission: true,
+		APIServerArgs:           []string{"--admission-control-config-file=" + admission},
+	}); err == nil {
 		defer func() {
 			if err := cp.Stop(); err != nil {
 				fmt.Fprintln(os.Stderr, "manifests:", err)
@@ -90,6 +98,10 @@ func prepare(ctx context.Context) error {
 		return err
 	}
 	if err := errors.Join(cp.ApplyFiles(ctx, files...), apply(ctx, namespace)); err != nil {
+		return err
+	}
+	// As controllers do; the clean-up names no other.
+	if err := cp.CreateServiceAccount(ctx, controlplane.ServiceAccount{Namespace: own, Name: "default"}); err != nil {
 		return err
 	}
 	// Until definitions are served.
@@ -166,6 +178,11 @@ func apply(ctx context.Context, objects []*unstructured.Unstructured, dryRun ...
 			return fmt.Errorf("%s %s: %w", object.GetKind(), object.GetName(), err)
 		}
 		object.Object = applied.Object
+		if object.GetKind() == "ResourceQuota" && len(dryRun) == 0 {
+			if err := countQuota(ctx, object); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }

@@ -95,9 +95,7 @@ func TestForeignPodsStayOffTheServersNodes(t *testing.T) {
 	})
 	t.Run("ours", func(t *testing.T) {
 		for _, w := range workloads(t, objects) {
-			if err := create(t, own, w.template.Spec, nil); err != nil {
-				t.Errorf("%s: %v", w.name, err)
-			}
+			admitted(t, w)
 		}
 	})
 	t.Run("pods that are there", func(t *testing.T) { changes(t, namespace) })
@@ -159,7 +157,7 @@ func TestAServerBesideIP2ServiceDoesNotAskTheMetadataService(t *testing.T) {
 			t.Errorf("%s: %v %v", w.name, w.template.Spec.NodeSelector, w.template.Spec.Tolerations)
 		}
 	}
-	if node.Affinity != nil || environment["AWS_EC2_METADATA_DISABLED"] != "true" || environment["AWS_REGION"] == "" {
-		t.Errorf("ip2service %v, environment %v", node.Affinity, environment)
+	if !takes(t, node, map[string]string{serverNode: "true"}) || environment["AWS_EC2_METADATA_DISABLED"] != "true" || environment["AWS_REGION"] == "" {
+		t.Errorf("ip2service %+v, environment %v", node.Affinity, environment)
 	}
 }

@@ -139,8 +139,6 @@ func TestForeignPodsStayOffNewNodes(t *testing.T) {
 		})
 	}
 	for _, w := range workloads(t, objects) {
-		if err := create(t, own, w.template.Spec, nil); err != nil {
-			t.Errorf("ours, %s: %v", w.name, err)
-		}
+		admitted(t, w)
 	}
 }

@@ -217,6 +217,7 @@ func TestPodSecurityRestrictedAcceptsServerAndWebhook(t *testing.T) {
 			spec := *w.template.Spec.DeepCopy()
 			// The policy for the server's nodes is another test's.
 			spec.NodeSelector, spec.Tolerations = nil, nil
+			spec.PriorityClassName = "" // as is the quota for it
 			err := create(t, namespace, spec, nil)
 			if node := w.name == "iam4kube-ip2service"; node != (err != nil && strings.Contains(err.Error(), "PodSecurity")) || !node && err != nil {
 				t.Errorf("%s of %s: %v", w.name, overlay, err)

@@ -22,8 +22,8 @@ const Variable = "…"
 var (
 	verb  = regexp.MustCompile(`%[+#]?[a-z]`)
 	prose = regexp.MustCompile(`\p{L}{2,}[,;:]?\s+\p{L}+`)
-	// notProse are packages whose texts are rules of nft, or cannot come about.
-	notProse = []string{"ruleset", "logging"}
+	// notProse are packages whose texts are rules of nft or lines of a protocol, or cannot come about.
+	notProse = []string{"ruleset", "logging", "listener"}
 )
 
 // Texts returns the texts of two words or more in the Go files of folders and below, as users

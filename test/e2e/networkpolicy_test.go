@@ -211,8 +211,12 @@ func TestTheServersOwnNetworkPolicy(t *testing.T) {
 	webhook := aPod(t, "iam4kube-webhook").Status.PodIP
 	wantDials(t, these, connection{server, 6060, timeout}, connection{server, 8080, open}, connection{server, 9090, timeout}, connection{webhook, 9090, timeout})
 	mustKubectl(t, "label", "namespace", ns, "iam4kube.io/metrics=enabled")
+	process := pid(t, pod, "client")
 	for _, address := range []string{server, webhook} {
-		eventually(t, "metrics of "+address+" are open", func() bool { return dial(t, pod, address, 9090) == open })
+		eventually(t, "metrics of "+address+" are open", func() bool {
+			got, err := connection{address, 9090, open}.dial(t.Context(), pod.Spec.NodeName, process)
+			return err == nil && got == open
+		})
 	}
 	wantDials(t, these, connection{server, 6060, timeout})
 	a, err := once(t, ns, pod.Name)

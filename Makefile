@@ -28,8 +28,8 @@ TEST_BENCH := bench|benchrouting|benchscale
 # All with tests: those without would be compiled, too.
 TEST_PACKAGES = go list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{end}}' ./...
 # What brings the AWS clients of test/clients/programs, from Debian.
-CLIENT_PACKAGES := awscli gdal-bin libvm-ec2-perl nodejs pgbackrest php-async-aws-core php-cli python3-boto python3-boto3 \
-	rclone ruby ruby-aws-sdk ruby-aws-sdk-core ruby-fog-aws s3cmd
+CLIENT_PACKAGES := awscli gdal-bin libvm-ec2-perl nodejs pgbackrest php-async-aws-core php-cli python3-awscrt python3-boto \
+	python3-boto3 rclone ruby ruby-aws-sdk ruby-aws-sdk-core ruby-fog-aws s3cmd
 # Further arguments for `go test`, for example: make test TESTFLAGS='-run TestRace -v'
 TESTFLAGS ?=
 

@@ -10,6 +10,7 @@ present() {
 	libvm-ec2-perl) /usr/bin/perl -MVM::EC2 -e 1 2>/dev/null ;;
 	php-async-aws-core) [[ -e /usr/share/php/AsyncAws/Core/autoload.php ]] ;;
 	php-cli) [[ -x /usr/bin/php ]] ;;
+	python3-awscrt) /usr/bin/python3 -c 'import awscrt' 2>/dev/null ;;
 	python3-boto) /usr/bin/python3 -c 'import boto' 2>/dev/null ;;
 	python3-boto3) /usr/bin/python3 -c 'import boto3' 2>/dev/null ;;
 	ruby) [[ -x /usr/bin/ruby ]] ;;

@@ -110,6 +110,11 @@ var libraries = []Program{
 		Command: []string{"/usr/bin/python3", "-B", "boto/client.py"}, Files: []string{"boto/client.py"}, IMDSv1: true,
 	},
 	{
+		// It asks in HTTP/1.1 without a Host header.
+		Name: "awscrt", Language: "Python", CodeBase: "aws-c-auth", Packages: []string{"python3-awscrt"},
+		Command: []string{"/usr/bin/python3", "-B", "awscrt/client.py"}, Files: []string{"awscrt/client.py"},
+	},
+	{
 		Name: "aws-sdk-ruby-v3", Language: "Ruby", CodeBase: "aws-sdk-ruby-v3", Packages: []string{"ruby", "ruby-aws-sdk-core"},
 		Command: []string{"/usr/bin/ruby", "ruby/v3.rb"}, Files: []string{"ruby/v3.rb"}, Region: true,
 	},

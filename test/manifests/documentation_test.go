@@ -20,7 +20,7 @@ import (
 )
 
 // guides are the pages with kustomizations and policies for users to copy.
-var guides = []string{"install.md", "operations.md", "migrate.md", "security.md"}
+var guides = []string{"install.md", "operations.md", "migrate.md", "security.md", "demo.md"}
 
 // documented builds the kustomizations of a page, in the place that the page names: beside a
 // clone of the repository.

@@ -19,7 +19,9 @@ import (
 // Keys of log fields.
 const (
 	AccessKeyID    = "access_key_id"
+	Account        = "account"
 	Address        = "address"
+	ARN            = "arn"
 	AuxAddress     = "aux_address"
 	Cause          = "cause"
 	Code           = "code"
@@ -39,6 +41,7 @@ const (
 	Pod            = "pod"
 	Port           = "port"
 	Reason         = "reason"
+	Region         = "region"
 	Removed        = "removed"
 	Retry          = "retry_in"
 	Revision       = "revision"

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/iam4kube/iam4kube/internal/kube"
@@ -24,8 +25,8 @@ type readiness struct {
 	peers   *peers
 	cache   *credentials.Cache
 	tokens  *imdstoken.Keys
-	// fillWithin is how long after the first lists roles that were not tried still
-	// count.
+	// fillWithin is how long after the first lists roles that were not tried, or in vain
+	// because of the server's own identity, still count.
 	fillWithin time.Duration
 
 	synced, filled, draining chan struct{}
@@ -71,6 +72,9 @@ func (r *readiness) Err() error {
 	case !r.tokens.Known():
 		return errNoKey
 	case !isClosed(r.filled):
+		if failure := r.cache.Unfilled(); failure != nil {
+			return fmt.Errorf("%w: %w", errNotFilled, failure)
+		}
 		return errNotFilled
 	}
 	if err := r.watches.Broken(); err != nil {

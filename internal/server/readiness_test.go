@@ -225,6 +225,46 @@ func TestReadyWithin(t *testing.T) {
 	})
 }
 
+// A server whose own credentials STS refuses, or that reaches no STS, is not ready before
+// --ready-within, and says why: a rollout keeps the replicas of before.
+func TestNotReadyWithoutIdentityOrSTS(t *testing.T) {
+	for says, failure := range map[string]error{
+		"not been tried yet: InvalidClientTokenId: refused": &sts.Error{Kind: sts.Identity, Code: "InvalidClientTokenId", Message: "refused"},
+		"not been tried yet: STS cannot be reached":         &sts.Error{Kind: sts.Unavailable, Message: "STS cannot be reached"},
+	} {
+		t.Run(says, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := newRig(t, 10*time.Minute)
+				b.learnKey()
+				close(b.list)
+				b.cache.Want(roleNamed("app"))
+				b.want(t, errNotFilled)
+				for range 5 {
+					b.sts <- failure
+					b.want(t, errNotFilled)
+					if err := b.Err(); !strings.Contains(err.Error(), says) {
+						t.Errorf("says %v", err)
+					}
+				}
+				b.sts <- nil
+				b.want(t, nil)
+			})
+			synctest.Test(t, func(t *testing.T) {
+				b := newRig(t, time.Minute)
+				b.learnKey()
+				close(b.list)
+				b.cache.Want(roleNamed("app"))
+				b.want(t, errNotFilled)
+				b.sts <- failure
+				wait(time.Minute - time.Second)
+				b.want(t, errNotFilled)
+				wait(2 * time.Second)
+				b.want(t, nil)
+			})
+		})
+	}
+}
+
 // A watch that is open and silent makes the server not ready if the API server answers, even
 // with 401.
 func TestNotReadyWhileAWatchIsBroken(t *testing.T) {

@@ -5,6 +5,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"runtime/debug"
@@ -136,6 +137,24 @@ func (s *server) build(ctx context.Context) error {
 		kube.Follow(s.watches, s.index.Nodes(client)),
 		kube.Follow(s.watches, s.tokens.Resource()),
 		s.watches.Run, s.peers.Run, newStaleness(s.watches, s.cfg.MaxStaleness, s.index.SetStale, s.registry, s.log).Run, s.tokens.Run, events.Run, s.cache.Run, s.readiness.Run,
+		func(ctx context.Context) error { return tellIdentity(ctx, assumer, s.log) },
+	}
+	return nil
+}
+
+// tellIdentity logs whom AWS takes the server for, or why that cannot be learnt. Nothing waits
+// for it.
+func tellIdentity(ctx context.Context, client *sts.Client, log *zap.Logger) error {
+	self, err := client.GetCallerIdentity(ctx)
+	var failure *sts.Error
+	switch {
+	case ctx.Err() != nil:
+	case errors.As(err, &failure):
+		log.Error("could not learn the server's own AWS identity", zap.String(logging.Kind, string(failure.Kind)),
+			zap.Error(failure), zap.NamedError(logging.Cause, failure.Cause))
+	default:
+		log.Info("the server's own AWS identity", zap.String(logging.ARN, self.ARN),
+			zap.String(logging.Account, self.Account), zap.String(logging.Region, self.Region))
 	}
 	return nil
 }

@@ -50,7 +50,7 @@ func TestBadAnswers(t *testing.T) {
 				tc.fault.Times = 1
 				s.fake.SetFault(r.ARN, tc.fault)
 				s.want(r)
-				s.filled()
+				s.tried(r)
 				issued, failure := s.cache.Get(r)
 				if issued != nil || failure == nil || failure.Kind != tc.kind || !strings.HasPrefix(failure.Error(), tc.says) {
 					t.Fatalf("%v, %v %q; want %v %q", issued, failure.Kind, failure, tc.kind, tc.says)

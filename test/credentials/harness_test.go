@@ -271,6 +271,16 @@ func (s *simulation) filled() time.Duration {
 	return time.Since(start)
 }
 
+// tried waits until the role's first attempt has ended.
+func (s *simulation) tried(r *role.Role) {
+	for {
+		if issued, failure := s.cache.Get(r); issued != nil || failure != nil {
+			return
+		}
+		advance(time.Millisecond)
+	}
+}
+
 // attemptsFor are the attempts for one role.
 func (s *simulation) attemptsFor(r *role.Role) (attempts []fakests.Attempt) {
 	for _, a := range s.fake.Attempts() {

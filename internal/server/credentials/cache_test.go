@@ -188,6 +188,77 @@ func TestFilled(t *testing.T) {
 	c.Drop(dropped)
 }
 
+// A role whose attempt ended because STS refuses the server itself was not tried.
+func TestNotFilledByIdentity(t *testing.T) {
+	c := newCache(issue)
+	good, bad := roleOf("ns", "good"), roleOf("ns", "bad")
+	c.Want(good)
+	c.Want(bad)
+	c.Fill()
+	if c.Unfilled() != nil {
+		t.Error("why was not tried?")
+	}
+	refused := &sts.Error{Kind: sts.Identity, Code: "InvalidClientTokenId"}
+	for range 3 {
+		c.finish(c.entries[bad], nil, refused)
+		c.finish(c.entries[good], issuedFor(time.Hour), nil)
+		if isClosed(c.Filled()) || c.Unfilled() != refused {
+			t.Fatalf("filled, or not because of the server's identity: %v", c.Unfilled())
+		}
+	}
+	if c.finish(c.entries[bad], nil, errDenied); !isClosed(c.Filled()) {
+		t.Error("not filled by a denial")
+	}
+}
+
+// A role that STS does not answer counts as soon as STS has answered for another one; while it
+// has answered for none, nothing is known of any.
+func TestNotFilledWithoutAnyAnswer(t *testing.T) {
+	unavailable := &sts.Error{Kind: sts.Unavailable, Message: "STS did not answer in time"}
+	for name, answer := range map[string]error{"credentials": nil, "denial": errDenied, "throttling": &sts.Error{Kind: sts.Throttled}} {
+		t.Run(name, func(t *testing.T) {
+			c := newCache(issue)
+			slow, other, last := roleOf("ns", "slow"), roleOf("ns", "other"), roleOf("ns", "last")
+			for _, r := range []*role.Role{slow, other, last} {
+				c.Want(r)
+			}
+			c.Fill()
+			c.finish(c.entries[slow], nil, unavailable)
+			c.finish(c.entries[other], nil, unavailable)
+			if c.finish(c.entries[last], nil, unavailable); isClosed(c.Filled()) || c.Unfilled() != unavailable {
+				t.Fatalf("filled, or not because of STS: %v", c.Unfilled())
+			}
+			if c.finish(c.entries[last], issuedFor(time.Hour), answer); !isClosed(c.Filled()) {
+				t.Error("not filled although STS answers")
+			}
+		})
+	}
+}
+
+// What failed for the server's sake is tried again as soon as STS takes the server's
+// credentials, and what failed for its own sake is not.
+func TestRepairedIdentityEndsBackOffs(t *testing.T) {
+	c := newCache(issue)
+	refused := place(c, roleOf("ns", "refused"), 0, &sts.Error{Kind: sts.Identity})
+	denied := place(c, roleOf("ns", "denied"), 0, errDenied)
+	for range 8 {
+		c.finish(refused, nil, &sts.Error{Kind: sts.Identity})
+		c.finish(denied, nil, errDenied)
+	}
+	c.finish(refused, nil, &sts.Error{Kind: sts.Identity})
+	good := place(c, roleOf("ns", "good"), 0, nil)
+	if left := time.Until(refused.due); left < time.Minute {
+		t.Fatalf("the next attempt is in %v already", left)
+	}
+	c.finish(good, issuedFor(time.Hour), nil)
+	if left := time.Until(refused.due); left > 0 {
+		t.Errorf("the next attempt is in %v", left)
+	}
+	if left := time.Until(denied.due); left < time.Minute {
+		t.Errorf("a denied role is tried again in %v", left)
+	}
+}
+
 // gather returns the number of series of each metric.
 func gather(t *testing.T, c *Cache) map[string]int {
 	t.Helper()

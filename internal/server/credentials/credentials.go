@@ -52,6 +52,10 @@ type Cache struct {
 	// unfilled are the roles that Filled still waits for; nil before Fill.
 	unfilled map[*role.Role]struct{}
 	filled   chan struct{}
+	// answered: STS has answered an attempt, for whichever role.
+	answered bool
+	// refused: STS has refused the server itself, and has decided on no role since.
+	refused bool
 
 	// mu guards what Get reads: entries, and issued and failure of each. It is locked for
 	// one entry at a time.
@@ -159,35 +163,6 @@ func (c *Cache) Nudge() {
 	}
 }
 
-// Fill marks the roles that are wanted now: Filled is closed when each of them
-// has had one finished attempt, whatever its outcome, or is dropped.
-func (c *Cache) Fill() {
-	c.planning.Lock()
-	defer c.planning.Unlock()
-	c.unfilled = map[*role.Role]struct{}{}
-	for r, e := range c.entries {
-		if !e.tried {
-			c.unfilled[r] = struct{}{}
-		}
-	}
-	if len(c.unfilled) == 0 {
-		close(c.filled)
-	}
-}
-
-// Filled is closed once the roles that Fill saw have been tried.
-func (c *Cache) Filled() <-chan struct{} { return c.filled }
-
-// markFilled needs planning.
-func (c *Cache) markFilled(r *role.Role) {
-	if _, waiting := c.unfilled[r]; waiting {
-		delete(c.unfilled, r)
-		if len(c.unfilled) == 0 {
-			close(c.filled)
-		}
-	}
-}
-
 // attempt calls STS once for an entry that take has marked.
 func (c *Cache) attempt(ctx context.Context, e *entry) {
 	result, err := c.sts.AssumeRole(ctx, *e.role)
@@ -207,9 +182,7 @@ func (c *Cache) attempt(ctx context.Context, e *entry) {
 func (c *Cache) finish(e *entry, result *sts.Credentials, err error) {
 	now := time.Now()
 	e.inFlight, e.tried, e.triedAt = false, true, now
-	if c.entries[e.role] == e {
-		c.markFilled(e.role)
-	}
+	defer c.settle(e, now)
 	if err != nil {
 		c.publish(func() { e.failure = asFailure(err) })
 		e.failures++

@@ -111,6 +111,12 @@ func classify(err error) *Error {
 	return &Error{Kind: Unavailable, Message: "STS cannot be asked: " + err.Error()}
 }
 
+// noIdentity is the failure of whatever needs the server's own credentials, when those
+// could not be had.
+func noIdentity(err error) *Error {
+	return &Error{Kind: Identity, Message: "the server has no AWS credentials of its own", Cause: identityCause(err)}
+}
+
 // identityCause is err without what may hold a secret: messages of STS (see
 // Error.Message), and what a credential_process has printed.
 func identityCause(err error) error {

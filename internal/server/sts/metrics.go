@@ -44,12 +44,17 @@ func (m *metrics) observe(err *Error, took time.Duration) {
 	if err != nil {
 		outcome = string(err.Kind)
 	}
+	m.observeIdentity(err)
+	m.attempts.WithLabelValues(outcome).Inc()
+	m.duration.Observe(took.Seconds())
+}
+
+// observeIdentity notes what the outcome of any call says of the server's own credentials.
+func (m *metrics) observeIdentity(err *Error) {
 	switch {
 	case err == nil || err.Kind == Denied:
 		m.refused.Set(0)
 	case err.Kind == Identity:
 		m.refused.Set(1)
 	}
-	m.attempts.WithLabelValues(outcome).Inc()
-	m.duration.Observe(took.Seconds())
 }

@@ -1,4 +1,4 @@
-// Package sts calls AssumeRole. It owns everything that touches AWS: the SDK's
+// Package sts calls STS: AssumeRole, and GetCallerIdentity. It owns everything that touches AWS: the SDK's
 // configuration, the limiter that each HTTP attempt passes, and the sorting of
 // failures into kinds. It does not know when a role is due, nor does it keep
 // credentials or repeat an attempt.
@@ -37,10 +37,11 @@ type Credentials struct {
 // attemptTimeout ends an attempt that STS does not answer.
 const attemptTimeout = 10 * time.Second
 
-// Client calls AssumeRole with the server's own identity.
+// Client calls STS with the server's own identity.
 type Client struct {
 	*Limiter
 	sts      *sts.Client
+	region   string
 	identity aws.CredentialsProvider
 	metrics  *metrics
 	// failure is the last one of identity, nil if it works.
@@ -68,7 +69,7 @@ func New(ctx context.Context, limiter *Limiter, fallbackRegion string, registry 
 		// Repeating is the cache's work: it knows what is more urgent.
 		o.Retryer = aws.NopRetryer{}
 	})
-	return &Client{Limiter: limiter, sts: client, identity: cfg.Credentials, metrics: newMetrics(registry, limiter)}, nil
+	return &Client{Limiter: limiter, sts: client, region: cfg.Region, identity: cfg.Credentials, metrics: newMetrics(registry, limiter)}, nil
 }
 
 type identityErrorKey struct{}
@@ -133,7 +134,7 @@ func (c *Client) AssumeRole(ctx context.Context, r role.Role) (*Credentials, err
 func (c *Client) assumeRole(ctx context.Context, r role.Role) (*Credentials, *Error) {
 	// Its own error, because in that of the call below it would look like STS's.
 	if err, _ := ctx.Value(identityErrorKey{}).(error); err != nil {
-		return nil, &Error{Kind: Identity, Message: "the server has no AWS credentials of its own", Cause: identityCause(err)}
+		return nil, noIdentity(err)
 	}
 	input := &sts.AssumeRoleInput{
 		RoleArn:         aws.String(r.ARN),
@@ -148,6 +149,37 @@ func (c *Client) assumeRole(ctx context.Context, r role.Role) (*Credentials, *Er
 		return nil, explain(classify(err), r)
 	}
 	return validate(output, time.Now())
+}
+
+// Self is whom STS takes the server for.
+type Self struct {
+	// ARN is that of an IAM user, or of the session of a role
+	// (arn:aws:sts::ACCOUNT:assumed-role/ROLE/SESSION).
+	ARN string
+	// Account has twelve digits. Region is that of the STS endpoint.
+	Account, Region string
+}
+
+// GetCallerIdentity asks STS whom it takes the server for, which needs no permission. It
+// waits for a place at the limiter, as every request to STS does. The error is an *Error.
+func (c *Client) GetCallerIdentity(ctx context.Context) (*Self, error) {
+	self, err := c.getCallerIdentity(ctx)
+	c.metrics.observeIdentity(err)
+	if err != nil {
+		return nil, err
+	}
+	return self, nil
+}
+
+func (c *Client) getCallerIdentity(ctx context.Context) (*Self, *Error) {
+	if err := c.retrieve(ctx); err != nil {
+		return nil, noIdentity(err)
+	}
+	output, err := c.sts.GetCallerIdentity(ctx, &sts.GetCallerIdentityInput{})
+	if err != nil {
+		return nil, classify(err)
+	}
+	return &Self{ARN: aws.ToString(output.Arn), Account: aws.ToString(output.Account), Region: c.region}, nil
 }
 
 // explain adds what AWS's message leaves out.

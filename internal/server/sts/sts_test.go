@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -70,6 +71,65 @@ func TestRegion(t *testing.T) {
 			t.Errorf("%q: %v from %s, want %s", configured, err, host, want)
 		}
 	}
+}
+
+// refused is the metric that says so of the server's own credentials.
+func refused(t *testing.T, c *Client) float64 {
+	t.Helper()
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(c.metrics.refused)
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return families[0].GetMetric()[0].GetGauge().GetValue()
+}
+
+// Whom STS takes the server for, or why that cannot be learnt, and what the metric says of it.
+func TestGetCallerIdentity(t *testing.T) {
+	const arn = "arn:aws:iam::999988887777:user/iam4kube"
+	setenv(t, nil)
+	answer := failure(403, "InvalidClientTokenId", "The security token included in the request is invalid. token-never-to-be-seen")
+	client := newClient(t, &endpoint{answer: func(r *http.Request) (int, string) { return answer(r) }})
+	_, err := client.GetCallerIdentity(t.Context())
+	var failed *Error
+	if !errors.As(err, &failed) || failed.Kind != Identity || strings.Contains(err.Error(), "never-to-be-seen") || refused(t, client) != 1 {
+		t.Errorf("%v", err)
+	}
+	answer = func(*http.Request) (int, string) {
+		return http.StatusOK, "<GetCallerIdentityResponse><GetCallerIdentityResult><Arn>" + arn + "</Arn><UserId>AIDA</UserId><Account>999988887777</Account></GetCallerIdentityResult></GetCallerIdentityResponse>"
+	}
+	self, err := client.GetCallerIdentity(t.Context())
+	if want := (Self{ARN: arn, Account: "999988887777", Region: "eu-west-1"}); err != nil || *self != want || refused(t, client) != 0 {
+		t.Errorf("%v, %v, want %v", self, err, want)
+	}
+	t.Setenv("AWS_ACCESS_KEY_ID", "")
+	t.Setenv("AWS_SECRET_ACCESS_KEY", "")
+	_, err = newClient(t, &endpoint{answer: answer}).GetCallerIdentity(t.Context())
+	if !errors.As(err, &failed) || failed.Kind != Identity || failed.Cause == nil {
+		t.Errorf("without credentials: %v", err)
+	}
+}
+
+// GetCallerIdentity is a request to STS like any other.
+func TestLimiterCountsGetCallerIdentity(t *testing.T) {
+	setenv(t, nil)
+	synctest.Test(t, func(t *testing.T) {
+		e := &endpoint{answer: failure(http.StatusForbidden, "AccessDenied", "no")}
+		client, err := New(t.Context(), NewLimiter(1, 1), "", prometheus.NewRegistry(), withHTTPClient(e))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 3 {
+			if _, err := client.GetCallerIdentity(t.Context()); err == nil {
+				t.Error("no error")
+			}
+		}
+		if len(e.times) != 3 {
+			t.Errorf("%d requests", len(e.times))
+		}
+		checkWindows(t, e.times, 1, 1)
+	})
 }
 
 // CloudTrail says which program asked.

@@ -30,11 +30,11 @@ var setups = map[string]struct{ answer, reason, event, init, kubectl string }{
 		event:  `ServiceAccount … gives no IAM role: annotation iam.amazonaws.com/roleArn has the value "…", want the ARN of an IAM role, such as arn:aws:iam::123456789012:role/NAME. Correct the annotation; no restart is needed.`,
 	},
 	"trust refuses": {
-		answer: "STS refuses the role … to ServiceAccount … of pod … (session name …): AccessDenied: User: … is not authorized to perform: sts:AssumeRole on resource: …. Check the role's trust policy and the annotations; the server tries again by itself.",
+		answer: "STS refuses the role … to ServiceAccount … of pod … (session name …, external ID …, … s): AccessDenied: User: … is not authorized to perform: sts:AssumeRole on resource: …. Check the role's trust policy and the annotations. The next attempt is at …; a change of these annotations starts one at once.",
 		reason: "IAMRoleDenied",
 	},
 	"wrong external ID": {
-		answer: "STS refuses the role … to ServiceAccount … of pod … (session name …): AccessDenied: User: … is not authorized to perform: sts:AssumeRole on resource: …. Check the role's trust policy and the annotations; the server tries again by itself.",
+		answer: "STS refuses the role … to ServiceAccount … of pod … (session name …, external ID …, … s): AccessDenied: User: … is not authorized to perform: sts:AssumeRole on resource: …. Check the role's trust policy and the annotations. The next attempt is at …; a change of these annotations starts one at once.",
 		reason: "IAMRoleDenied",
 	},
 	"masqueraded source": {

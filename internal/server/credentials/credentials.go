@@ -184,9 +184,13 @@ func (c *Cache) finish(e *entry, result *sts.Credentials, err error) {
 	e.inFlight, e.tried, e.triedAt = false, true, now
 	defer c.settle(e, now)
 	if err != nil {
-		c.publish(func() { e.failure = asFailure(err) })
-		e.failures++
-		e.due = now.Add(e.pause(now))
+		failure := *asFailure(err)
+		c.publish(func() {
+			e.failure = &failure
+			e.failures++
+			e.due = now.Add(e.pause(now))
+			failure.Retry = e.due.UTC()
+		})
 		return
 	}
 	c.publish(func() { e.failure, e.issued = nil, newIssued(result) })
@@ -197,33 +201,6 @@ func (c *Cache) finish(e *entry, result *sts.Credentials, err error) {
 	// A session is never longer than it was asked for, whatever this machine's clock says.
 	life := min(result.Expiration.Sub(now), e.role.Duration)
 	e.due = now.Add(time.Duration(float64(life) * (0.5 + 0.1*rand.Float64())))
-}
-
-const (
-	firstBackOff = time.Second
-	maxBackOff   = 5 * time.Minute
-)
-
-// pause is the time from a failed attempt to the next. Where STS may be back any
-// moment, credentials that are still valid do not expire in the middle of a long
-// back-off: there are always some attempts left until then.
-func (e *entry) pause(now time.Time) time.Duration {
-	pause := backOff(e.failures)
-	if e.failure.Kind != sts.Denied && e.issued.valid(now) {
-		pause = min(pause, max(e.issued.Expiration.Sub(now)/4, firstBackOff))
-	}
-	return pause
-}
-
-// backOff is the time to the next attempt after so many failures in a row: doubled
-// each time, and up to a quarter less, so that what failed together does not
-// return together.
-func backOff(failures int) time.Duration {
-	d := maxBackOff
-	if shift := failures - 1; shift < 10 {
-		d = min(firstBackOff<<shift, maxBackOff)
-	}
-	return d - time.Duration(rand.Int64N(int64(d/4)))
 }
 
 // asFailure unwraps what STS's method promises to return.

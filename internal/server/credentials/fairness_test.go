@@ -91,7 +91,7 @@ func (s *refusals) assume(ctx context.Context, r role.Role) (*sts.Credentials, e
 // churn changes the role of one ServiceAccount all the time, more often than the limiter
 // has places, until ctx ends. Somebody waits for it.
 func churn(ctx context.Context, c *Cache) {
-	waiter, err := c.hub.Join(waiterAddress)
+	waiter, err := c.hub.Join(waiterAddress, "")
 	if err != nil {
 		panic(err)
 	}

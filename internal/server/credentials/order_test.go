@@ -240,11 +240,55 @@ func TestBackOff(t *testing.T) {
 	} {
 		lowest, highest := full, time.Duration(0)
 		for range 1000 {
-			d := backOff(failures)
+			d := (&entry{failure: &sts.Error{Kind: sts.Throttled}, failures: failures}).pause(time.Now())
 			lowest, highest = min(lowest, d), max(highest, d)
 		}
 		if lowest <= full*3/4-1 || lowest > full*4/5 || highest > full || highest < full*19/20 {
 			t.Errorf("%d failures: %v to %v, want three quarters of %v to all of it", failures, lowest, highest, full)
 		}
+	}
+}
+
+// attemptsOf are when a replica tries a role that stays denied, from this moment on.
+func attemptsOf(r *role.Role, start time.Time, lasts time.Duration) (times []time.Time) {
+	const answered = 100 * time.Millisecond // until STS has
+	for at, end := start, start.Add(lasts); at.Before(end); {
+		times = append(times, at)
+		failed := at.Add(answered)
+		at = failed.Add((&entry{role: r, failure: errDenied, failures: len(times)}).pause(failed))
+	}
+	return times
+}
+
+// Replicas that learnt of a denied role together try it together; those that did not, as a
+// replica that was started later, do so after half an hour. Roles do not keep step with each
+// other, and no pause is longer than it is, or shorter than three quarters of that.
+func TestReplicasTryDeniedRolesTogether(t *testing.T) {
+	start := time.Date(2026, 11, 30, 8, 0, 0, 0, time.UTC)
+	phases := map[time.Duration]int{}
+	for _, r := range rolesOf("ns", 200) {
+		first := attemptsOf(r, start, 2*time.Hour)
+		for i := range len(first) - 1 {
+			full := min(time.Second<<min(i, 10), 5*time.Minute) + 100*time.Millisecond
+			if pause := first[i+1].Sub(first[i]); pause < full*3/4 || pause > full {
+				t.Fatalf("pause %d is %v, want %v or up to a quarter less", i, pause, full)
+			}
+		}
+		for i, at := range attemptsOf(r, start.Add(time.Second/2), 9*time.Minute) {
+			if apart := at.Sub(first[i]).Abs(); apart > 600*time.Millisecond {
+				t.Fatalf("attempt %d is %v after another replica's", i, apart)
+			}
+		}
+		last := first[len(first)-1]
+		for _, later := range []time.Duration{time.Minute, 17*time.Minute + 3*time.Second, time.Hour} {
+			others := attemptsOf(r, start.Add(later), 2*time.Hour-later)
+			if apart := others[len(others)-1].Sub(last).Abs(); apart > time.Second {
+				t.Errorf("a replica that was started %v later tries %v apart", later, apart)
+			}
+		}
+		phases[last.Sub(start).Truncate(30*time.Second)]++
+	}
+	if len(phases) < 10 {
+		t.Errorf("200 roles are tried within few moments: %v", phases)
 	}
 }

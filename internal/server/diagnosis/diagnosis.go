@@ -7,6 +7,7 @@ package diagnosis
 import (
 	"fmt"
 	"net/netip"
+	"time"
 
 	"github.com/iam4kube/iam4kube/internal/server/role"
 )
@@ -70,6 +71,8 @@ type Subject struct {
 	// Why is what others said: STS when it last failed, empty if it has not, or what is
 	// wrong with the annotations.
 	Why string
+	// Retry is when STS is asked again.
+	Retry time.Time
 }
 
 // Diagnosis is what there is to say of a Subject. Missing and Refusal are both empty if
@@ -125,10 +128,24 @@ func (s Subject) Refused(refusal Refusal) Diagnosis {
 		}
 	case Denied:
 		d.Reason = RoleDenied
-		d.Text = fmt.Sprintf("STS refuses the role %s to ServiceAccount %s of pod %s (session name %s): %s. Check the role's trust policy and the annotations; the server tries again by itself.",
-			s.Role.ARN, s.ServiceAccount, s.Pod, s.Role.SessionName, s.Why)
+		d.Text = fmt.Sprintf("STS refuses the role %s to ServiceAccount %s of pod %s (session name %s, external ID %s, %d s): %s. Check the role's trust policy and the annotations. The next attempt is at %s; a change of these annotations starts one at once.",
+			s.Role.ARN, s.ServiceAccount, s.Pod, s.Role.SessionName, externalID(s.Role), s.Role.Duration/time.Second, s.Why, s.Retry.UTC().Format(time.RFC3339))
 	}
 	return d
+}
+
+// externalID is what was sent to STS, cut where it would leave no room for the rest. AWS does
+// not treat it as a secret: whoever may read the role can read it.
+func externalID(r *role.Role) string {
+	const most = 128
+	switch id := r.ExternalID; {
+	case id == "":
+		return "none"
+	case len(id) > most:
+		return fmt.Sprintf("%s... (%d bytes)", id[:most], len(id))
+	default:
+		return id
+	}
 }
 
 // Served says that the subject gets credentials.

@@ -4,13 +4,15 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/iam4kube/iam4kube/internal/server/role"
 )
 
 var subject = Subject{
 	Address: netip.MustParseAddr("10.0.0.1"), Pod: "shop/orders-0", ServiceAccount: "orders",
-	Role: &role.Role{ARN: "arn:aws:iam::123456789012:role/orders", SessionName: "shop@orders"}, Why: "STS cannot be reached",
+	Role: &role.Role{ARN: "arn:aws:iam::123456789012:role/orders", SessionName: "shop@orders", ExternalID: "7Qx", Duration: time.Hour},
+	Why:  "STS cannot be reached", Retry: time.Date(2026, 11, 30, 8, 0, 1, 5e8, time.UTC),
 }
 
 // Each piece is named in its text with whom it is about, and has a text that differs from the
@@ -41,7 +43,7 @@ func TestEveryRefusalSaysWhy(t *testing.T) {
 		Stale:         {"", []string{"source address 10.0.0.1", "--max-staleness", "as soon as"}},
 		NodeAddress:   {"", []string{"source address 10.0.0.1 is a node's", "hostNetwork", "masqueraded"}},
 		BadAnnotation: {AnnotationInvalid, []string{"ServiceAccount orders of pod shop/orders-0", subject.Why, "Correct the annotation"}},
-		Denied:        {RoleDenied, []string{subject.Role.ARN, "orders", "shop/orders-0", "session name shop@orders", subject.Why, "trust policy"}},
+		Denied:        {RoleDenied, []string{subject.Role.ARN, "orders", "shop/orders-0", "(session name shop@orders, external ID 7Qx, 3600 s)", subject.Why, "trust policy", "next attempt is at 2026-11-30T08:00:01Z"}},
 	} {
 		d := subject.Refused(refusal)
 		if d.Refusal != refusal || d.Missing != "" || d.Reason != want.reason {
@@ -56,6 +58,19 @@ func TestEveryRefusalSaysWhy(t *testing.T) {
 	for _, text := range []string{subject.Refused(NodeAddress).Text, subject.Refused(BadAnnotation).Text} {
 		if strings.Contains(text, subject.Role.ARN) {
 			t.Errorf("names a role that nobody got: %s", text)
+		}
+	}
+}
+
+// What was sent as external ID is told, and one that is too long leaves room for the rest.
+func TestDenialSaysWhatWasSent(t *testing.T) {
+	for id, says := range map[string]string{
+		"": "external ID none, ", "7Qx": "external ID 7Qx, ", strings.Repeat("a", 1224): "external ID " + strings.Repeat("a", 128) + "... (1224 bytes), ",
+	} {
+		s, r := subject, *subject.Role
+		r.ExternalID, s.Role = id, &r
+		if text := s.Refused(Denied).Text; !strings.Contains(text, says) || len(text) > 800 {
+			t.Errorf("%q does not say %q", text, says)
 		}
 	}
 }

@@ -91,7 +91,7 @@ func denied(c identity.Caller, denial *sts.Error) answer {
 func because(c identity.Caller, failure *sts.Error) diagnosis.Subject {
 	s := c.Subject()
 	if failure != nil {
-		s.Why = failure.Error()
+		s.Why, s.Retry = failure.Error(), failure.Retry
 	}
 	return s
 }

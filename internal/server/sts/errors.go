@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/credentials/processcreds"
 	"github.com/aws/aws-sdk-go-v2/service/sts/types"
@@ -44,6 +45,8 @@ type Error struct {
 	// Cause is why the server's own credentials could not be had: for operators,
 	// not for pods. It is nil for every other failure.
 	Cause error
+	// Retry is when the next attempt for the role is due. Whoever repeats attempts sets it.
+	Retry time.Time
 }
 
 // Error joins code and message.

@@ -27,6 +27,7 @@ const (
 	Code           = "code"
 	Drain          = "drain"
 	DryRun         = "dry_run"
+	Duration       = "duration"
 	Endpoints      = "endpoints"
 	Expiration     = "expiration"
 	Failures       = "failures"

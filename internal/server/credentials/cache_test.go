@@ -12,13 +12,16 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/iam4kube/iam4kube/internal/server/role"
 	"github.com/iam4kube/iam4kube/internal/server/sts"
 )
 
 // Hours with roles that STS denies, in one namespace and awaited all the time, and honest
-// ones in others: none of those ever has less than a third of its life left. Everything
+// ones in others: none of those ever has less than 10 minutes left. Everything
 // is a fifth of 1,000 bogus roles, 50 honest ones, rate 10 and burst 20, because the
 // dispatcher's work grows with the square of it.
 func TestBogusRolesHarmNobodyForHours(t *testing.T) {
@@ -48,7 +51,7 @@ func TestBogusRolesHarmNobodyForHours(t *testing.T) {
 		for time.Since(began) < 4*time.Hour {
 			for _, r := range honest {
 				issued, failure := c.Get(r)
-				if issued == nil || time.Until(issued.Expiration) < 5*time.Minute {
+				if issued == nil || time.Until(issued.Expiration) < 10*time.Minute {
 					t.Fatalf("%s after %v: %v, %v", r.SessionName, time.Since(began), issued, failure)
 				}
 			}
@@ -89,6 +92,27 @@ func TestNoLockIsHeldWhileSTSIsAsked(t *testing.T) {
 		}
 		close(release)
 		<-c.Filled()
+	})
+}
+
+// A session that leaves clients little time is warned of once for each role, not at each
+// refresh.
+func TestShortSessionIsWarnedOf(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		core, logs := observer.New(zapcore.WarnLevel)
+		c := newCache(issue)
+		c.log = zap.New(core)
+		start(t, c)
+		for seconds, name := range map[time.Duration]string{1499: "short", 1500: "long"} {
+			r := *roleOf("ns", name)
+			r.Duration = seconds * time.Second
+			c.Want(&r)
+		}
+		advance(2 * time.Hour)
+		lines := logs.All()
+		if len(lines) != 1 || lines[0].ContextMap()["service_account"] != "short" || lines[0].ContextMap()["duration"] != 1499*time.Second {
+			t.Errorf("logged: %v", lines)
+		}
 	})
 }
 

@@ -7,7 +7,6 @@ package credentials
 import (
 	"context"
 	"errors"
-	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -170,12 +169,17 @@ func (c *Cache) attempt(ctx context.Context, e *entry) {
 		return // the server stops; whatever came back serves nobody
 	}
 	c.planning.Lock()
+	first := !e.tried
 	c.finish(e, result, err)
 	failure, failures := e.failure, e.failures
 	c.planning.Unlock()
 	c.hub.Wake(e.role)
 	c.Nudge()
 	c.report(e.role, result, failure, failures)
+	if first && e.role.Duration < shortSession {
+		c.log.Warn("a session under 25 minutes leaves clients little time if a refresh is late", append(
+			logging.Role(e.role.Namespace, e.role.ServiceAccount, e.role.ARN, e.role.SessionName), zap.Duration(logging.Duration, e.role.Duration))...)
+	}
 }
 
 // finish needs planning.
@@ -195,12 +199,8 @@ func (c *Cache) finish(e *entry, result *sts.Credentials, err error) {
 	}
 	c.publish(func() { e.failure, e.issued = nil, newIssued(result) })
 	e.failures = 0
-	// Half of the life is over at the earliest, and 0.6 of it at the latest: with
-	// an hour that leaves 24 to 30 minutes, with 15 minutes it leaves 6 to 7.5. The
-	// jitter keeps roles that were fetched together from being refreshed together.
 	// A session is never longer than it was asked for, whatever this machine's clock says.
-	life := min(result.Expiration.Sub(now), e.role.Duration)
-	e.due = now.Add(time.Duration(float64(life) * (0.5 + 0.1*rand.Float64())))
+	e.due = now.Add(untilRefresh(min(result.Expiration.Sub(now), e.role.Duration)))
 }
 
 // asFailure unwraps what STS's method promises to return.
@@ -211,7 +211,7 @@ func asFailure(err error) *sts.Error {
 	return &sts.Error{Kind: sts.Unavailable, Message: err.Error()}
 }
 
-// report writes the one log line of an attempt.
+// report writes the log line of an attempt.
 func (c *Cache) report(r *role.Role, result *sts.Credentials, failure *sts.Error, failures int) {
 	fields := logging.Role(r.Namespace, r.ServiceAccount, r.ARN, r.SessionName)
 	switch {

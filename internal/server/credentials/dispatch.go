@@ -55,9 +55,6 @@ func (n *namespace) mayTry(now time.Time) bool {
 }
 
 const (
-	// leastLeft is what handed-out credentials have at least left: SDKs refresh at
-	// up to 15 minutes, and would come again and again for less.
-	leastLeft = 20 * time.Minute
 	// longestSleep lets the dispatcher notice that the wall clock was stepped.
 	longestSleep = 30 * time.Second
 	// awaitedBackOff caps the back-off of a role that failed for a passing reason
@@ -206,14 +203,4 @@ func (c *Cache) classOf(e *entry, now time.Time) class {
 		return awaited
 	}
 	return untried
-}
-
-// expiring reports whether credentials have little more left than what must be
-// left of those that are handed out: 20 minutes or a third of their life.
-func (e *entry) expiring(now time.Time) bool {
-	if e.issued == nil {
-		return false
-	}
-	life := e.issued.Expiration.Sub(e.issued.Issued)
-	return e.issued.Expiration.Sub(now) < min(leastLeft, life/3)*6/5
 }

@@ -219,11 +219,26 @@ func TestRefreshIsPlannedByTheSession(t *testing.T) {
 	}
 }
 
+// What is left when a refresh becomes due, of any session and of what STS has shortened.
+func TestRefreshIsEarlyEnough(t *testing.T) {
+	for life := time.Minute; life <= 12*time.Hour; life += time.Second {
+		want := min(20*time.Minute, life/3)
+		if life >= 15*time.Minute {
+			want = max(want, 10*time.Minute)
+		}
+		left := life - untilRefresh(life)
+		if reserve := life / 50; left < want+min(reserve, 30*time.Second-1) || left > life*19/20 {
+			t.Fatalf("a life of %v has %v left at the refresh", life, left)
+		}
+	}
+}
+
 func TestExpiring(t *testing.T) {
 	for _, tc := range []struct {
 		session, threshold time.Duration
 	}{
-		{15 * time.Minute, 6 * time.Minute}, {time.Hour, 24 * time.Minute}, {12 * time.Hour, 24 * time.Minute},
+		{2 * time.Minute, 48 * time.Second}, {15 * time.Minute, 630 * time.Second}, {20 * time.Minute, 11 * time.Minute},
+		{30 * time.Minute, 12 * time.Minute}, {time.Hour, 24 * time.Minute}, {12 * time.Hour, 24 * time.Minute},
 	} {
 		now := time.Now()
 		e := &entry{issued: newIssued(issuedFor(tc.session))}

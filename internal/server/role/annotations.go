@@ -21,15 +21,17 @@ const (
 	MaxDuration = 12 * time.Hour
 )
 
-// Patterns from the IAM and STS API references. The path is made of printable
-// ASCII and is at most 512 characters long with its slashes, the name at most 64.
+// Patterns from the IAM and STS API references. AWS adds partitions, so any aws-... is one.
+// The path is made of printable ASCII and is at most 512 characters long with its slashes,
+// the name at most 64.
 var (
-	arnPattern        = regexp.MustCompile(`^arn:(aws|aws-cn|aws-us-gov|aws-iso(?:-[a-z])?):iam::[0-9]{12}:role(/(?:[!-.0-~]+/)*)([A-Za-z0-9_+=,.@-]{1,64})$`)
+	arnPattern        = regexp.MustCompile(`^arn:(aws(?:-[a-z0-9]+)*):iam::[0-9]{12}:role(/(?:[!-.0-~]+/)*)([A-Za-z0-9_+=,.@-]{1,64})$`)
 	externalIDPattern = regexp.MustCompile(`^[A-Za-z0-9_+=,.@:/-]{2,}$`)
 )
 
 const (
-	maxARN        = len("arn:aws-us-gov:iam::123456789012:role") + maxPath + maxName
+	maxARN        = len("arn::iam::123456789012:role") + maxPartition + maxPath + maxName
+	maxPartition  = 32 // of the kind aws-us-gov
 	maxPath       = 512
 	maxName       = 64
 	maxExternalID = 1224
@@ -94,5 +96,5 @@ func isARN(s string) bool {
 		return false
 	}
 	m := arnPattern.FindStringSubmatch(s)
-	return m != nil && len(m[2]) <= maxPath
+	return m != nil && len(m[1]) <= maxPartition && len(m[2]) <= maxPath
 }

@@ -1,7 +1,11 @@
 package role
 
 import (
+	"encoding/json"
 	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -11,7 +15,7 @@ import (
 func TestFromAnnotations(t *testing.T) {
 	const good = "arn:aws:iam::123456789012:role/app"
 	long := strings.Repeat("a", 64)
-	longest := "arn:aws-us-gov:iam::123456789012:role/" + strings.Repeat("p", 510) + "/" + long
+	longest := "arn:aws-" + strings.Repeat("g", 28) + ":iam::123456789012:role/" + strings.Repeat("p", 510) + "/" + long
 	for _, tc := range []struct {
 		name        string
 		annotations map[string]string
@@ -36,7 +40,10 @@ func TestFromAnnotations(t *testing.T) {
 
 		{name: "role name alone", annotations: map[string]string{AnnotationARN: "app"}, wrong: AnnotationARN},
 		{name: "unknown partition", annotations: map[string]string{AnnotationARN: "arn:gcp:iam::123456789012:role/app"}, wrong: AnnotationARN},
-		{name: "partition prefix", annotations: map[string]string{AnnotationARN: "arn:aws-isolated:iam::123456789012:role/app"}, wrong: AnnotationARN},
+		{name: "partition prefix", annotations: map[string]string{AnnotationARN: "arn:awsx:iam::123456789012:role/app"}, wrong: AnnotationARN},
+		{name: "partition's end missing", annotations: map[string]string{AnnotationARN: "arn:aws-:iam::123456789012:role/app"}, wrong: AnnotationARN},
+		{name: "partition in capitals", annotations: map[string]string{AnnotationARN: "arn:aws-CN:iam::123456789012:role/app"}, wrong: AnnotationARN},
+		{name: "partition too long", annotations: map[string]string{AnnotationARN: "arn:aws-" + strings.Repeat("g", 29) + ":iam::123456789012:role/app"}, wrong: AnnotationARN},
 		{name: "short account", annotations: map[string]string{AnnotationARN: "arn:aws:iam::12345678901:role/app"}, wrong: AnnotationARN},
 		{name: "a user", annotations: map[string]string{AnnotationARN: "arn:aws:iam::123456789012:user/app"}, wrong: AnnotationARN},
 		{name: "with region", annotations: map[string]string{AnnotationARN: "arn:aws:iam:eu-west-1:123456789012:role/app"}, wrong: AnnotationARN},
@@ -81,6 +88,30 @@ func TestFromAnnotations(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Every partition of the SDK's list has roles here, and so has one that AWS adds to it.
+func TestPartitions(t *testing.T) {
+	const rules = "github.com/aws/aws-sdk-go-v2/internal/endpoints/awsrulesfn"
+	folder, err := exec.Command("go", "list", "-f", "{{.Dir}}", rules).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, err := os.ReadFile(filepath.Join(strings.TrimSpace(string(folder)), "partitions.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var list struct{ Partitions []struct{ ID string } }
+	if err := json.Unmarshal(file, &list); err != nil || len(list.Partitions) < 8 {
+		t.Fatal(list, err)
+	}
+	list.Partitions = append(list.Partitions, struct{ ID string }{"aws-new2-x"})
+	for _, partition := range list.Partitions {
+		arn := "arn:" + partition.ID + ":iam::123456789012:role/app"
+		if r, err := FromAnnotations("ns", "sa", map[string]string{AnnotationARN: arn}, time.Hour); err != nil || r.ARN != arn {
+			t.Errorf("%s: %v, %v", partition.ID, r, err)
+		}
 	}
 }
 

@@ -53,6 +53,7 @@ func TestWrongFlagsExitWith2(t *testing.T) {
 		{[]string{"--service-name=1"}, []string{"--service-name", "name of a Service"}},
 		{[]string{"--init-image="}, []string{"--init-image", "image of ip2service"}},
 		{[]string{"--init-image= x"}, []string{"--init-image", "image of ip2service"}},
+		{[]string{"--init-image-pull-policy=always"}, []string{"init-image-pull-policy", "IfNotPresent, Always, Never"}},
 		{[]string{"--probe-timeout=60"}, []string{"probe-timeout", "a duration from 0s"}},
 		{[]string{"--wait=1us"}, []string{"--wait", "whole milliseconds"}},
 		{[]string{"--wait=-1s"}, []string{"wait", "a duration from 0s"}},
@@ -82,7 +83,7 @@ func TestHelp(t *testing.T) {
 	// The names and defaults that manifests and users rely on.
 	lines := []string{
 		`--log-level "info"`, `--log-encoding "json"`, `--aux-listen-on ":9090"`, `--debug "false"`, `--kubeconfig ""`, `--listen-on ":9443"`,
-		`--cert-dir "/etc/iam4kube/tls"`, `--service-namespace "iam4kube"`, `--service-name "iam4kube"`, `--init-image ""`, `--probe-timeout "60s"`, `--wait "5s"`, `--version "false"`,
+		`--cert-dir "/etc/iam4kube/tls"`, `--service-namespace "iam4kube"`, `--service-name "iam4kube"`, `--init-image ""`, `--init-image-pull-policy "IfNotPresent"`, `--probe-timeout "60s"`, `--wait "5s"`, `--version "false"`,
 	}
 	for _, line := range lines {
 		if strings.Count(stdout, "  "+line+"\n") != 1 {

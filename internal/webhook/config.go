@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 )
 
@@ -16,9 +17,12 @@ type Config struct {
 	Kubeconfig                    string
 	CertDir                       string
 	ServiceNamespace, ServiceName string
-	InitImage                     string
+	InitImage, InitPullPolicy     string
 	ProbeTimeout, Wait            time.Duration
 }
+
+// PullPolicies are what --init-image-pull-policy accepts, the default first.
+var PullPolicies = []string{string(corev1.PullIfNotPresent), string(corev1.PullAlways), string(corev1.PullNever)}
 
 // Validate finds flags that contradict each other or what they name.
 func (c Config) Validate() error {

@@ -115,7 +115,7 @@ func (w *webhook) build() error {
 func (w *webhook) endpoints() []program.Endpoint {
 	handler := &handler{
 		config: inject.Config{
-			Namespace: w.cfg.ServiceNamespace, Image: w.cfg.InitImage,
+			Namespace: w.cfg.ServiceNamespace, Image: w.cfg.InitImage, PullPolicy: corev1.PullPolicy(w.cfg.InitPullPolicy),
 			ProbeTimeout: w.cfg.ProbeTimeout, Wait: w.cfg.Wait,
 		},
 		cluster: w.cluster, metrics: w.metrics, log: w.log,

@@ -61,7 +61,7 @@ func start(t testing.TB, change ...func(*webhook.Config)) *hook {
 	h.ca.issue(t, h.certDir, time.Hour)
 	cfg := webhook.Config{
 		ListenOn: "127.0.0.1:0", AuxListenOn: "127.0.0.1:0", Kubeconfig: cp.Kubeconfig(t, rights), CertDir: h.certDir,
-		ServiceNamespace: ownNamespace, ServiceName: "iam4kube", InitImage: initImage, ProbeTimeout: time.Minute, Wait: 5 * time.Second,
+		ServiceNamespace: ownNamespace, ServiceName: "iam4kube", InitImage: initImage, InitPullPolicy: webhook.PullPolicies[0], ProbeTimeout: time.Minute, Wait: 5 * time.Second,
 	}
 	for _, c := range change {
 		c(&cfg)

@@ -154,6 +154,15 @@ func TestNetAdminIsForTheInjectedContainerAlone(t *testing.T) {
 		}, "mine"},
 		{"like ours", forged(func(*corev1.Container, *corev1.PodSpec) {}), ""},
 		{"like ours of another image", forged(func(c *corev1.Container, _ *corev1.PodSpec) { c.Image = "registry.example/evil:1" }), inject.ContainerName},
+		{"like ours by digest", forged(func(c *corev1.Container, _ *corev1.PodSpec) { c.Image += pinnedBy }), ""},
+		{"like ours by digest alone", forged(func(c *corev1.Container, _ *corev1.PodSpec) {
+			c.Image = strings.TrimSuffix(c.Image, ":v1") + pinnedBy
+		}), ""},
+		{"like ours by no digest", forged(func(c *corev1.Container, _ *corev1.PodSpec) { c.Image += "@sha256:0123" }), inject.ContainerName},
+		{"like ours by digest of another tag", forged(func(c *corev1.Container, _ *corev1.PodSpec) { c.Image += "2" + pinnedBy }), inject.ContainerName},
+		{"like ours by digest elsewhere", forged(func(c *corev1.Container, _ *corev1.PodSpec) {
+			c.Image = strings.TrimSuffix(c.Image, ":v1") + "/evil" + pinnedBy
+		}), inject.ContainerName},
 		{"like ours with a command", forged(func(c *corev1.Container, _ *corev1.PodSpec) { c.Command = []string{"/x"} }), inject.ContainerName},
 		{"like ours for nodes", forged(func(c *corev1.Container, _ *corev1.PodSpec) { c.Args[1] = "node" }), inject.ContainerName},
 		{"like ours to another address", forged(func(c *corev1.Container, _ *corev1.PodSpec) { c.Args[3] = "10.96.0.78:80" }), inject.ContainerName},
@@ -200,6 +209,19 @@ func TestNetAdminIsForTheInjectedContainerAlone(t *testing.T) {
 			}
 			return nil
 		})
+		setImages(t, initImage+pinnedBy) // where ours is named by a digest, no other is ours
+		pod.Labels, pod.Spec.InitContainers = map[string]string{inject.Label: inject.Disabled}, []corev1.Container{{
+			Name: inject.ContainerName, Image: initImage + pinnedBy, Args: args, SecurityContext: adds("NET_ADMIN"),
+		}}
+		eventually(t, func() error {
+			_, err := create(t, namespace, pod, metav1.DryRunAll)
+			return err
+		})
+		pod.Spec.InitContainers[0].Image = initImage + strings.Replace(pinnedBy, "0", "1", 1)
+		if _, err := create(t, namespace, pod, metav1.DryRunAll); err == nil {
+			t.Error("another digest")
+		}
+		pod.Labels, pod.Spec.InitContainers = nil, nil
 		setImages(t, nextImage, initImage)
 		eventually(t, func() error {
 			_, err := create(t, namespace, pod, metav1.DryRunAll)
@@ -252,6 +274,9 @@ func removePolicy(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// pinnedBy is what a policy adds to an image.
+var pinnedBy = "@sha256:" + strings.Repeat("0123456789abcdef", 4)
 
 const nextImage = "registry.example/iam4kube/ip2service:v2"
 

@@ -48,7 +48,7 @@ func (c Config) container(to []netip.AddrPort, podResources bool) corev1.Contain
 		Resources:                requirements,
 		TerminationMessagePath:   corev1.TerminationMessagePathDefault,
 		TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
-		ImagePullPolicy:          corev1.PullIfNotPresent,
+		ImagePullPolicy:          c.PullPolicy,
 		SecurityContext: &corev1.SecurityContext{
 			Capabilities: &corev1.Capabilities{
 				Add:  []corev1.Capability{"NET_ADMIN"},

@@ -22,7 +22,7 @@ import (
 var update = flag.Bool("update", false, "write testdata/*.out.yaml")
 
 var config = Config{
-	Namespace: "iam4kube", Image: "registry.example/iam4kube/ip2service:v1",
+	Namespace: "iam4kube", Image: "registry.example/iam4kube/ip2service:v1", PullPolicy: corev1.PullIfNotPresent,
 	ProbeTimeout: time.Minute, Wait: 5 * time.Second,
 }
 

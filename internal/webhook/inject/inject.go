@@ -29,8 +29,10 @@ const (
 // Config is what all injected containers have in common.
 type Config struct {
 	// Namespace is iam4kube's own, whose pods are left alone.
-	Namespace          string
-	Image              string
+	Namespace  string
+	Image      string
+	PullPolicy corev1.PullPolicy
+	// ProbeTimeout and Wait are passed on.
 	ProbeTimeout, Wait time.Duration
 }
 
@@ -154,11 +156,7 @@ func (c Config) decide(namespace string, p *pod, service Service) Decision {
 		return Decision{Outcome: Denied, Reason: service.Reason, Message: fmt.Sprintf(
 			"%s. To leave a pod out of the injection, label it %s: %s", service.Problem, Label, Disabled)}
 	}
-	container, err := json.Marshal(c.container(service.To, len(p.Spec.Resources.Requests)+len(p.Spec.Resources.Limits) > 0))
-	if err != nil {
-		return Decision{Outcome: Denied, Reason: Malformed, Message: err.Error()}
-	}
-	return patch(p.Spec.InitContainers, container)
+	return patch(p.Spec.InitContainers, c.container(service.To, len(p.Spec.Resources.Requests)+len(p.Spec.Resources.Limits) > 0))
 }
 
 // skip says why a pod is never injected. Most of it the API server has asked before, by

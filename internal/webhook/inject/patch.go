@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	corev1 "k8s.io/api/core/v1"
 	utiljson "k8s.io/apimachinery/pkg/util/json"
 )
 
@@ -21,8 +22,9 @@ type operation struct {
 const initContainers = "/spec/initContainers"
 
 // patch puts the container in front of the pod's init containers, in place of all that
-// have its name. A container is never believed to be ours because of its name.
-func patch(present []json.RawMessage, container json.RawMessage) Decision {
+// have its name. A container is never believed to be ours because of its name; what is
+// stricter in the first one of that name stays.
+func patch(present []json.RawMessage, ours corev1.Container) Decision {
 	var same []int
 	for i, raw := range present {
 		var n named
@@ -32,6 +34,16 @@ func patch(present []json.RawMessage, container json.RawMessage) Decision {
 		if n.Name == ContainerName {
 			same = append(same, i)
 		}
+	}
+	if len(same) > 0 {
+		var c corev1.Container
+		if err := utiljson.Unmarshal(present[same[0]], &c); err == nil { // else nothing of it can stay
+			ours = stricter(ours, c)
+		}
+	}
+	container, err := json.Marshal(ours)
+	if err != nil {
+		return Decision{Outcome: Denied, Reason: Malformed, Message: err.Error()}
 	}
 	if slices.Equal(same, []int{0}) && equal(present[0], container) {
 		return Decision{Outcome: Unchanged, Reason: Present}
@@ -43,7 +55,7 @@ func patch(present []json.RawMessage, container json.RawMessage) Decision {
 	if len(present) == 0 {
 		operations = append(operations, operation{"add", initContainers, []json.RawMessage{container}})
 	} else {
-		operations = append(operations, operation{"add", initContainers + "/0", container})
+		operations = append(operations, operation{"add", initContainers + "/0", json.RawMessage(container)})
 	}
 	text, err := json.Marshal(operations)
 	if err != nil {

@@ -1,0 +1,61 @@
+package webhook
+
+import (
+	"errors"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/iam4kube/iam4kube/internal/webhook"
+	"github.com/iam4kube/iam4kube/internal/webhook/inject"
+	"github.com/iam4kube/iam4kube/test/controlplane"
+)
+
+// The admission plugin AlwaysPullImages changes what is injected, and refuses pods in which
+// that is undone.
+func TestAlwaysPullImages(t *testing.T) {
+	all := cp
+	t.Cleanup(func() { cp = all }) // after those of what runs here
+	var err error
+	if cp, err = controlplane.Start(t.Context(), controlplane.Options{
+		APIServerArgs: []string{"--service-cluster-ip-range=10.96.0.0/16", "--enable-admission-plugins=AlwaysPullImages"},
+	}); err != nil {
+		cp = all
+		t.Fatal(err)
+	}
+	strict := cp
+	t.Cleanup(func() {
+		if err := strict.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := errors.Join(cp.CreateNamespace(t.Context(), ownNamespace), cp.ApplyFiles(t.Context(), manifest("webhook-rbac.yaml")), createService(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	startReady(t)
+	namespace := newNamespace(t, inject.Enabled, nil)
+	created, err := create(t, namespace, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "app"}, Spec: plainSpec()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range append(created.Spec.InitContainers, created.Spec.Containers...) {
+		if c.ImagePullPolicy != corev1.PullAlways {
+			t.Errorf("%s: %s", c.Name, c.ImagePullPolicy)
+		}
+	}
+	if first := created.Spec.InitContainers[0].Name; first != inject.ContainerName {
+		t.Errorf("first is %s", first)
+	}
+}
+
+// The webhook's own pull policy is what --init-image-pull-policy says.
+func TestPullPolicy(t *testing.T) {
+	h := start(t, func(c *webhook.Config) { c.InitPullPolicy = "Never" })
+	h.waitReady(t)
+	install(t, h)
+	created, err := create(t, newNamespace(t, inject.Enabled, nil), &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "app"}, Spec: plainSpec()}, metav1.DryRunAll)
+	if err != nil || created.Spec.InitContainers[0].ImagePullPolicy != corev1.PullNever {
+		t.Errorf("%v: %+v", err, created)
+	}
+}

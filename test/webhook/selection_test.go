@@ -27,6 +27,12 @@ var left = []struct {
 	{"host network", "", corev1.Pod{Spec: corev1.PodSpec{HostNetwork: true}}},
 	{"Windows", "", corev1.Pod{Spec: corev1.PodSpec{OS: &corev1.PodOS{Name: corev1.Windows}}}},
 	{"Windows by node selector", "", corev1.Pod{Spec: corev1.PodSpec{NodeSelector: map[string]string{corev1.LabelOSStable: "windows"}}}},
+	{"Windows by the old label", "", corev1.Pod{Spec: corev1.PodSpec{NodeSelector: map[string]string{"beta.kubernetes.io/os": "windows"}}}},
+	{"Windows by affinity", "", corev1.Pod{Spec: corev1.PodSpec{Affinity: &corev1.Affinity{NodeAffinity: &corev1.NodeAffinity{
+		RequiredDuringSchedulingIgnoredDuringExecution: &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{{
+			MatchExpressions: []corev1.NodeSelectorRequirement{{Key: corev1.LabelOSStable, Operator: corev1.NodeSelectorOpIn, Values: []string{"windows"}}},
+		}}},
+	}}}}},
 	{"mirror", "", corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{corev1.MirrorPodAnnotationKey: "1"}}, Spec: corev1.PodSpec{NodeName: "node"},
 	}},
@@ -102,6 +108,7 @@ func TestTheWebhookRepeatsWhatTheConfigurationAsks(t *testing.T) {
 	installConfiguration(t, c)
 	reasons := map[string]inject.Reason{
 		"host network": inject.HostNetwork, "Windows": inject.Windows, "Windows by node selector": inject.Windows,
+		"Windows by the old label": inject.Windows, "Windows by affinity": inject.Windows,
 		"mirror": inject.Mirror, "opted out": inject.OptedOut, "kube-system": inject.Namespace, "own namespace": inject.Namespace,
 	}
 	ensureAccount(t, "kube-system")

@@ -23,17 +23,17 @@ var resources = corev1.ResourceList{
 // and every setting that it would otherwise inherit from the pod and that would keep it
 // from working.
 //
-// Where the pod as a whole has resources (podResources), ours has none: the pod's decide
-// about the quality of service and quotas, may be smaller than ours, which the API server
-// would refuse, and would be filled up by it from ours.
-func (c Config) container(to []netip.AddrPort, podResources bool) corev1.Container {
+// Where the pod as a whole has resources, ours has none: the pod's decide about the quality
+// of service and quotas, may be smaller than ours, which the API server would refuse, and
+// would be filled up by it from ours.
+func (c Config) container(to []netip.AddrPort, p *pod) corev1.Container {
 	args := []string{"--mode", "pod"}
 	for _, address := range to {
 		args = append(args, "--to", address.String())
 	}
 	args = append(args, "--pod-ips", "$(POD_IPS)", "--pod", "$(POD_NAMESPACE)/$(POD_NAME)", "--probe-timeout", c.ProbeTimeout.String(), "--wait", c.Wait.String())
 	var requirements corev1.ResourceRequirements
-	if !podResources {
+	if len(p.Spec.Resources.Requests)+len(p.Spec.Resources.Limits) == 0 {
 		requirements = corev1.ResourceRequirements{Limits: resources, Requests: resources}
 	}
 	return corev1.Container{
@@ -61,6 +61,7 @@ func (c Config) container(to []netip.AddrPort, podResources bool) corev1.Contain
 			ReadOnlyRootFilesystem:   new(true),
 			AllowPrivilegeEscalation: new(false),
 			SeccompProfile:           &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
+			AppArmorProfile:          appArmor(p),
 		},
 	}
 }
@@ -70,4 +71,14 @@ func fromPod(name, field string) corev1.EnvVar {
 	return corev1.EnvVar{Name: name, ValueFrom: &corev1.EnvVarSource{
 		FieldRef: &corev1.ObjectFieldSelector{APIVersion: "v1", FieldPath: field},
 	}}
+}
+
+// appArmor is the runtime's profile in place of one of the node's that was made for the
+// pod's own programs. Else it stays open: kubelets of nodes without AppArmor refuse pods that
+// name any.
+func appArmor(p *pod) *corev1.AppArmorProfile {
+	if p.Spec.SecurityContext.AppArmorProfile.Type != corev1.AppArmorProfileTypeLocalhost {
+		return nil
+	}
+	return &corev1.AppArmorProfile{Type: corev1.AppArmorProfileTypeRuntimeDefault}
 }

@@ -114,7 +114,13 @@ type pod struct {
 			Name corev1.OSName `json:"name"`
 		} `json:"os"`
 		NodeSelector map[string]string `json:"nodeSelector"`
-		Resources    struct {
+		Affinity     struct {
+			NodeAffinity corev1.NodeAffinity `json:"nodeAffinity"`
+		} `json:"affinity"`
+		SecurityContext struct {
+			AppArmorProfile corev1.AppArmorProfile `json:"appArmorProfile"`
+		} `json:"securityContext"`
+		Resources struct {
 			Requests map[corev1.ResourceName]any `json:"requests"`
 			Limits   map[corev1.ResourceName]any `json:"limits"`
 		} `json:"resources"`
@@ -156,7 +162,7 @@ func (c Config) decide(namespace string, p *pod, service Service) Decision {
 		return Decision{Outcome: Denied, Reason: service.Reason, Message: fmt.Sprintf(
 			"%s. To leave a pod out of the injection, label it %s: %s", service.Problem, Label, Disabled)}
 	}
-	return patch(p.Spec.InitContainers, c.container(service.To, len(p.Spec.Resources.Requests)+len(p.Spec.Resources.Limits) > 0))
+	return patch(p.Spec.InitContainers, c.container(service.To, p))
 }
 
 // skip says why a pod is never injected. Most of it the API server has asked before, by
@@ -174,10 +180,31 @@ func (c Config) skip(namespace string, p *pod) Reason {
 		return Mirror
 	case p.Spec.HostNetwork:
 		return HostNetwork
-	case p.Spec.OS.Name == corev1.Windows, p.Spec.NodeSelector[corev1.LabelOSStable] == string(corev1.Windows):
+	case p.onWindows():
 		return Windows
 	case p.Metadata.Labels[Label] == Disabled:
 		return OptedOut
 	}
 	return ""
+}
+
+// osLabels are the labels of nodes that say what they run; kubelets still set the old one.
+var osLabels = []string{corev1.LabelOSStable, "beta.kubernetes.io/os"}
+
+// onWindows says whether the pod can run nowhere else.
+func (p *pod) onWindows() bool {
+	const windows = string(corev1.Windows)
+	if p.Spec.OS.Name == corev1.Windows || slices.ContainsFunc(osLabels, func(l string) bool { return p.Spec.NodeSelector[l] == windows }) {
+		return true
+	}
+	required := p.Spec.Affinity.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution
+	if required == nil || len(required.NodeSelectorTerms) == 0 {
+		return false
+	}
+	// One of the terms is enough for a node, and all expressions of it have to match.
+	return !slices.ContainsFunc(required.NodeSelectorTerms, func(t corev1.NodeSelectorTerm) bool {
+		return !slices.ContainsFunc(t.MatchExpressions, func(r corev1.NodeSelectorRequirement) bool {
+			return slices.Contains(osLabels, r.Key) && r.Operator == corev1.NodeSelectorOpIn && slices.Equal(r.Values, []string{windows})
+		})
+	})
 }

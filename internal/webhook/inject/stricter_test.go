@@ -94,11 +94,11 @@ var admission = []struct {
 // other changes are undone.
 func TestWhatAdmissionMadeStricterStays(t *testing.T) {
 	to := service(t, "clusterIPs: [10.96.0.77]\nports: [{port: 80}]")
-	ours := config.container(to.To, false)
+	ours := config.container(to.To, &pod{})
 	decide := func(t *testing.T, first ...corev1.Container) (Decision, corev1.Container) {
 		t.Helper()
-		pod := corev1.Pod{Spec: corev1.PodSpec{InitContainers: first, Containers: []corev1.Container{{Name: "app"}}}}
-		raw, err := json.Marshal(pod)
+		object := corev1.Pod{Spec: corev1.PodSpec{InitContainers: first, Containers: []corev1.Container{{Name: "app"}}}}
+		raw, err := json.Marshal(object)
 		if err != nil {
 			t.Fatal(err)
 		}

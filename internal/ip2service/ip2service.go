@@ -13,7 +13,13 @@ import (
 
 	"github.com/iam4kube/iam4kube/internal/ip2service/nftables"
 	"github.com/iam4kube/iam4kube/internal/logging"
+	"github.com/iam4kube/iam4kube/internal/program"
 )
+
+// PodFailure is the exit status of mode pod. A Job's podFailurePolicy may look at the exit
+// codes of all containers of a pod, and this is none of a shell's, of sysexits.h or of
+// container runtimes, so that it is not taken for the application's.
+const PodFailure = 113
 
 // Run does what the configuration says. On a node it ends with ctx, and the rules stay.
 func Run(ctx context.Context, cfg Config, log *zap.Logger) error {
@@ -22,7 +28,10 @@ func Run(ctx context.Context, cfg Config, log *zap.Logger) error {
 	case cfg.Cleanup:
 		return cleanup(kernel, log)
 	case cfg.Mode == ModePod:
-		return runPod(ctx, cfg, kernel, log)
+		if err := runPod(ctx, cfg, kernel, log); err != nil {
+			return &program.Failure{Status: PodFailure, Err: err}
+		}
+		return nil
 	}
 	return runNode(ctx, cfg, kernel, log)
 }

@@ -168,7 +168,7 @@ func TestMasqueradedSource(t *testing.T) {
 func wantInitFailure(t *testing.T, pod *corev1.Pod, message string) {
 	t.Helper()
 	state := pod.Status.InitContainerStatuses[0].State.Terminated
-	if state == nil || state.ExitCode != 1 {
+	if state == nil || state.ExitCode != 113 {
 		t.Fatalf("the init container: %+v", pod.Status.InitContainerStatuses[0])
 	}
 	wantMessage(t, state.Message, message)

@@ -35,6 +35,9 @@ func TestMain(m *testing.M) {
 	netns.Main(m, nil)
 }
 
+// failed is the exit status of mode pod that users may have in a Job's podFailurePolicy.
+const failed = 113
+
 const (
 	metadataIPv4 = "169.254.169.254"
 	metadataIPv6 = "fd00:ec2::254"
@@ -204,7 +207,7 @@ func (c *initContainer) exits(t *testing.T, code int, parts ...string) {
 			t.Errorf("the output does not say %q: %s", part, output)
 		}
 	}
-	if lines := strings.Split(strings.TrimSpace(output), "\n"); code == 1 && !strings.HasPrefix(lines[len(lines)-1], "ip2service: ") {
+	if lines := strings.Split(strings.TrimSpace(output), "\n"); code == failed && !strings.HasPrefix(lines[len(lines)-1], "ip2service: ") {
 		t.Errorf("the last line is not the reason: %s", output)
 	}
 }

@@ -29,7 +29,7 @@ func TestWithoutNetAdminTheErrorSaysWhatToDo(t *testing.T) {
 	netns.NewFarSide(t)
 	pod := netns.AddPod(t, podIPv4)
 	command := append([]string{"setpriv", "--bounding-set", "-net_admin", released(t)}, mode("--to", serviceIPv4)...)
-	startCommand(t, pod, command...).exits(t, 1, "NET_ADMIN is missing", "securityContext.capabilities.add")
+	startCommand(t, pod, command...).exits(t, failed, "NET_ADMIN is missing", "securityContext.capabilities.add")
 }
 
 func TestNetAdminAloneIsEnough(t *testing.T) {

@@ -274,7 +274,7 @@ func TestTranslationBeforeOursIsRejected(t *testing.T) {
 	if caught := mesh.Connections.Load(); caught != 0 {
 		t.Errorf("the mesh caught %d connections", caught)
 	}
-	start(t, pod, "--to", serviceIPv4, "--probe-timeout", "1ms").exits(t, 1, "refused")
+	start(t, pod, "--to", serviceIPv4, "--probe-timeout", "1ms").exits(t, failed, "refused")
 }
 
 // The kubelet runs an init container again that has failed, in the same network namespace,

@@ -34,25 +34,25 @@ func TestAnswersDecide(t *testing.T) {
 		{"credentials are in memory", ready, 0, []string{isReady}},
 		{"no role", answer(http.StatusNotFound, "missing role-annotation: no annotation"), 0, []string{without, "missing role-annotation: no annotation"}},
 		{"denied", answer(http.StatusForbidden, "STS refuses the role"), 0, []string{without, "STS refuses the role"}},
-		{"another program without a name", func(http.ResponseWriter, *http.Request) {}, 1, []string{"not iam4kube's", "status 200"}},
+		{"another program without a name", func(http.ResponseWriter, *http.Request) {}, failed, []string{"not iam4kube's", "status 200"}},
 		{"another program", func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Server", "envoy")
 			w.Header().Set("X-Iam4kube-Source-Ip", source(r))
 			w.WriteHeader(http.StatusServiceUnavailable)
-		}, 1, []string{"not iam4kube's", "status 503", `server "envoy"`, "service mesh"}},
+		}, failed, []string{"not iam4kube's", "status 503", `server "envoy"`, "service mesh"}},
 		{"a server without the path", func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Server", "iam4kube")
 			w.WriteHeader(http.StatusNotFound)
-		}, 1, []string{"not iam4kube's", "status 404"}},
+		}, failed, []string{"not iam4kube's", "status 404"}},
 		{"a redirect", func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, "http://"+serverIPv4+":8080/elsewhere", http.StatusFound)
-		}, 1, []string{"not iam4kube's", "status 302"}},
+		}, failed, []string{"not iam4kube's", "status 302"}},
 		{"another address of the source", func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Server", "iam4kube")
 			w.Header().Set("X-Iam4kube-Source-Ip", "10.0.0.99")
 			w.WriteHeader(http.StatusNoContent)
-		}, 1, []string{"10.0.0.99", podIPv4, "masquerade"}},
-		{"an unknown status", answer(http.StatusTeapot, "no tea"), 1, []string{"418", "no tea"}},
+		}, failed, []string{"10.0.0.99", podIPv4, "masquerade"}},
+		{"an unknown status", answer(http.StatusTeapot, "no tea"), failed, []string{"418", "no tea"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			server := netns.AddPod(t, serverIPv4)
@@ -209,7 +209,7 @@ func TestWayThatDoesNotWorkFailsTheStart(t *testing.T) {
 			const timeout = time.Second
 			begin := time.Now()
 			c := start(t, pod, "--to", serviceIPv4, "--probe-timeout", timeout.String())
-			c.exits(t, 1, append(tc.want, "169.254.169.254:80", serviceIPv4)...)
+			c.exits(t, failed, append(tc.want, "169.254.169.254:80", serviceIPv4)...)
 			if took := time.Since(begin); took < timeout {
 				t.Errorf("gave up after %v", took)
 			}
@@ -222,7 +222,7 @@ func TestWayThatDoesNotWorkFailsTheStart(t *testing.T) {
 		nodeRules(t, filter("tcp dport 8080 reject with icmpx admin-prohibited"))
 		netns.AddPod(t, serverIPv4, serverIPv6)
 		start(t, netns.AddPod(t, podIPv4, podIPv6), "--to", serviceIPv6, "--probe-timeout", "1ms").
-			exits(t, 1, "no route", "firewall rejects", "[fd00:ec2::254]:80", serviceIPv6)
+			exits(t, failed, "no route", "firewall rejects", "[fd00:ec2::254]:80", serviceIPv6)
 	})
 }
 
@@ -239,7 +239,7 @@ func TestOtherAddressThanThePodsFailsTheStart(t *testing.T) {
 		}`)
 		serve(t, answer(http.StatusForbidden, "source address is a node's"))
 		const gateway = "10.255.255.1" // of netns.Pod
-		start(t, netns.AddPod(t, podIPv4, podIPv6), "--to", serviceIPv4).exits(t, 1, "saw the address "+gateway, podIPv4, "masquerade")
+		start(t, netns.AddPod(t, podIPv4, podIPv6), "--to", serviceIPv4).exits(t, failed, "saw the address "+gateway, podIPv4, "masquerade")
 	})
 	t.Run("leaves by an interface that is not the pod's first", func(t *testing.T) {
 		const second = "10.250.0.2"
@@ -252,7 +252,7 @@ func TestOtherAddressThanThePodsFailsTheStart(t *testing.T) {
 		if output, err := exec.Command("ip", "route", "add", second, "dev", pod.Device).CombinedOutput(); err != nil {
 			t.Fatalf("%v: %s", err, output)
 		}
-		start(t, pod, "--to", serviceIPv4, "--pod-ips", podIPv4).exits(t, 1, "saw the address "+second, podIPv4, "another interface")
+		start(t, pod, "--to", serviceIPv4, "--pod-ips", podIPv4).exits(t, failed, "saw the address "+second, podIPv4, "another interface")
 		start(t, pod, "--to", serviceIPv4, "--pod-ips", podIPv4+","+second).exits(t, 0, isReady)
 	})
 }
@@ -295,7 +295,7 @@ func TestEachFamilyHasToWork(t *testing.T) {
 	nodeRules(t, strings.ReplaceAll(services, "[fd00:10:244:1::2]:8080", "[fd00:10:244:1::2]:1"))
 	serve(t, ready)
 	start(t, netns.AddPod(t, podIPv4, podIPv6), "--to", serviceIPv4, "--to", serviceIPv6, "--probe-timeout", "300ms").
-		exits(t, 1, isReady, "[fd00:ec2::254]:80", "refused")
+		exits(t, failed, isReady, "[fd00:ec2::254]:80", "refused")
 }
 
 func TestWithoutProbeNobodyIsAsked(t *testing.T) {
@@ -321,7 +321,7 @@ func TestSignalEndsTheProbe(t *testing.T) {
 	if err := c.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	c.exits(t, 1, "stopped before a server answered")
+	c.exits(t, failed, "stopped before a server answered")
 	if took := time.Since(begin); took > 10*time.Second {
 		t.Errorf("ended after %v", took)
 	}

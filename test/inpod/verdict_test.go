@@ -289,13 +289,111 @@ func TestProbeIsSentByTheFamiliesThatThePodHas(t *testing.T) {
 	}
 }
 
-// One of two families without a server fails the start like the only one.
-func TestEachFamilyHasToWork(t *testing.T) {
+// A pod with addresses of both families starts by the one that works; the other one is
+// rejected, as it was.
+func TestOneOfTwoFamiliesIsEnough(t *testing.T) {
+	for _, tc := range []struct{ name, from, to, probed, dead string }{
+		{"IPv4", "[fd00:10:244:1::2]:8080", "[fd00:10:244:1::2]:1", "169.254.169.254:80", "[fd00:ec2::254]:80"},
+		{"IPv6", "10.244.1.2:8080", "10.244.1.2:1", "[fd00:ec2::254]:80", "169.254.169.254:80"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			netns.NewFarSide(t)
+			nodeRules(t, strings.ReplaceAll(services, tc.from, tc.to))
+			serve(t, ready)
+			pod := netns.AddPod(t, podIPv4, podIPv6)
+			// Of a minute that a server has, a family that is not alone gets seconds.
+			c := start(t, pod, "--to", serviceIPv4, "--to", serviceIPv6)
+			c.exits(t, 0, "the pod starts without a way by one family of addresses", "refused: there is no ready server")
+			if lines := c.logs.Lines(isReady); len(lines) != 1 || lines[0]["address"] != tc.probed {
+				t.Errorf("want one family that is ready: %s", c.logs.String())
+			}
+			rejected(t, pod, "tcp", tc.dead)
+			nft(t, nil, "flush ruleset\n")
+			rejected(t, pod, "udp", "169.254.169.254:53")
+			rejected(t, pod, "udp", "[fd00:ec2::254]:53")
+		})
+	}
+	t.Run("none", func(t *testing.T) {
+		netns.NewFarSide(t)
+		nodeRules(t, strings.ReplaceAll(services, "]:8080", "]:1"))
+		netns.AddPod(t, serverIPv4, serverIPv6)
+		c := start(t, netns.AddPod(t, podIPv4, podIPv6), "--to", serviceIPv4, "--to", serviceIPv6, "--probe-timeout", "300ms")
+		c.exits(t, failed, "refused")
+	})
+	t.Run("the other one is answered wrongly", func(t *testing.T) {
+		netns.NewFarSide(t)
+		nodeRules(t, services)
+		serve(t, func(w http.ResponseWriter, r *http.Request) {
+			if strings.Contains(source(r), ":") {
+				w.WriteHeader(http.StatusOK)
+				return
+			}
+			ready(w, r)
+		})
+		start(t, netns.AddPod(t, podIPv4, podIPv6), "--to", serviceIPv4, "--to", serviceIPv6).exits(t, failed, "not iam4kube's", "[fd00:ec2::254]:80")
+	})
+}
+
+// The reason is told while a pod waits, not only when it has failed.
+func TestLateServerIsTold(t *testing.T) {
 	netns.NewFarSide(t)
-	nodeRules(t, strings.ReplaceAll(services, "[fd00:10:244:1::2]:8080", "[fd00:10:244:1::2]:1"))
+	nodeRules(t, refusing)
 	serve(t, ready)
-	start(t, netns.AddPod(t, podIPv4, podIPv6), "--to", serviceIPv4, "--to", serviceIPv6, "--probe-timeout", "300ms").
-		exits(t, failed, isReady, "[fd00:ec2::254]:80", "refused")
+	c := start(t, netns.AddPod(t, podIPv4, podIPv6), "--to", serviceIPv4)
+	begin := time.Now()
+	line, err := c.logs.Wait(t.Context(), "no server has answered yet, trying on")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(begin); took < 2*time.Second {
+		t.Errorf("after %v", took) // pauses and single failures are for nobody to read
+	}
+	if text, _ := line["error"].(string); !strings.Contains(text, "there is no ready server") || line["address"] != "169.254.169.254:80" {
+		t.Errorf("%v", line)
+	}
+	nodeRules(t, services)
+	c.exits(t, 0, isReady)
+	if n := len(c.logs.Lines("no server has answered yet, trying on")); n != 1 {
+		t.Errorf("told %d times", n)
+	}
+}
+
+// Where no request by IPv4 is led anywhere, clients have to be told.
+func TestIPv6AloneIsTold(t *testing.T) {
+	const told = "AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE=IPv6"
+	for _, tc := range []struct {
+		name     string
+		pod, to  []string
+		variable string
+		want     bool
+	}{
+		{"of the Service", []string{podIPv4, podIPv6}, []string{serviceIPv6}, "", true},
+		{"of the pod", []string{podIPv6}, []string{serviceIPv4, serviceIPv6}, "", true},
+		{"and the webhook has set it", []string{podIPv6}, []string{serviceIPv6}, told, false},
+		{"not", []string{podIPv4, podIPv6}, []string{serviceIPv4, serviceIPv6}, "", false},
+		{"not, but IPv4", []string{podIPv4}, []string{serviceIPv4}, "", false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			netns.NewFarSide(t)
+			nodeRules(t, services)
+			serve(t, ready)
+			path, err := node.Program(true)
+			if err != nil {
+				t.Fatal(err)
+			}
+			words := mode()
+			for _, to := range tc.to {
+				words = append(words, "--to", to)
+			}
+			c := &initContainer{Cmd: exec.CommandContext(t.Context(), path, words...)}
+			c.Env = []string{"GORACE=atexit_sleep_ms=0", tc.variable}
+			c.start(t, netns.AddPod(t, tc.pod...))
+			c.exits(t, 0, isReady)
+			if have := strings.Contains(c.logs.String(), told); have != tc.want {
+				t.Errorf("told: %v: %s", have, c.logs.String())
+			}
+		})
+	}
 }
 
 func TestWithoutProbeNobodyIsAsked(t *testing.T) {

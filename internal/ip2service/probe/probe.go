@@ -37,6 +37,9 @@ type Probe struct {
 	// Timeout is after what time nothing is tried again. It cuts no try off: a server
 	// that came late may still wait.
 	Timeout time.Duration
+	// Late is called with the reason when there has been no answer for lateAfter, once. May
+	// be nil.
+	Late func(error)
 }
 
 const (
@@ -52,6 +55,9 @@ const (
 	dialTimeout = 2 * time.Second
 	// answerReserve is for the answer after the wait.
 	answerReserve = 5 * time.Second
+	// lateAfter is over what a new connection takes to get past a server that is dead and not
+	// known to be.
+	lateAfter = 3 * time.Second
 	// firstPause is doubled up to lastPause.
 	firstPause, lastPause = 100 * time.Millisecond, time.Second
 	maxBody               = 4 << 10
@@ -62,10 +68,15 @@ const (
 // there is something to answer with.
 type Without string
 
+// ErrUnreached is in the chain of an error that says no more than that no server answered
+// in time who knows this pod. Other errors are answers, of the wrong one or the wrong kind.
+var ErrUnreached = errors.New("unreached")
+
 // Run asks until there is an answer, the time is over or ctx ends. The error says what is
 // likely to be wrong and that the pod must not start.
 func (p Probe) Run(ctx context.Context) (Without, error) {
-	end := time.Now().Add(p.Timeout)
+	begin := time.Now()
+	end, late := begin.Add(p.Timeout), p.Late
 	client := &http.Client{
 		Transport: &http.Transport{
 			DisableKeepAlives: true, // each try is a new connection
@@ -82,6 +93,10 @@ func (p Probe) Run(ctx context.Context) (Without, error) {
 		left := time.Until(end)
 		if left <= 0 {
 			return "", err
+		}
+		if late != nil && time.Since(begin) >= lateAfter {
+			late(err)
+			late = nil
 		}
 		timer := time.NewTimer(min(pause/2+rand.N(pause), left))
 		select {
@@ -102,8 +117,13 @@ type unreached struct {
 // Error implements error.
 func (u *unreached) Error() string { return u.text }
 
-// Unwrap is the cause.
-func (u *unreached) Unwrap() error { return u.cause }
+// Unwrap is the cause, if there is one.
+func (u *unreached) Unwrap() []error {
+	if u.cause == nil {
+		return []error{ErrUnreached}
+	}
+	return []error{ErrUnreached, u.cause}
+}
 
 func (p Probe) try(ctx context.Context, client *http.Client) (Without, error) {
 	target := url.URL{Scheme: "http", Host: p.Address.String(), Path: path, RawQuery: url.Values{"wait": {p.Wait.String()}}.Encode()}

@@ -3,6 +3,7 @@ package probe
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -215,6 +216,49 @@ func TestRunGivesUpWhenTheTimeIsOver(t *testing.T) {
 	p.Timeout = time.Nanosecond
 	_, err = p.Run(t.Context())
 	says(t, fmt.Sprint(err), "refused")
+}
+
+// Whoever waits hears why, once, when it takes long.
+func TestRunTellsWhenItIsLate(t *testing.T) {
+	late := make(chan error, 10)
+	_, p := newServer(t, func(w http.ResponseWriter, r *http.Request) {
+		if len(late) == 0 {
+			broken(w, r)
+		}
+		answer(http.StatusNoContent, "")(w, r)
+	})
+	p.Late = func(err error) { late <- err }
+	begin := time.Now()
+	if without, err := p.Run(t.Context()); without != "" || err != nil {
+		t.Errorf("got %q, %v", without, err)
+	}
+	if took := time.Since(begin); took < lateAfter || len(late) != 1 {
+		t.Fatalf("told %d times, answered after %v", len(late), took)
+	}
+	says(t, fmt.Sprint(<-late), "the connection broke")
+}
+
+// A way that leads nowhere is told from an answer that is wrong.
+func TestUnreached(t *testing.T) {
+	for name, tc := range map[string]struct {
+		answer http.HandlerFunc
+		want   bool
+	}{
+		"broken": {broken, true}, "too many": {answer(http.StatusTooManyRequests, ""), true},
+		"another's": {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) }, false},
+		"an error":  {answer(http.StatusInternalServerError, ""), false},
+	} {
+		_, p := newServer(t, tc.answer)
+		p.Timeout = 0
+		if _, err := p.Run(t.Context()); err == nil || errors.Is(err, ErrUnreached) != tc.want {
+			t.Errorf("%s: %v", name, err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, err := p.Run(ctx); !errors.Is(err, ErrUnreached) {
+			t.Errorf("%s: stopped: %v", name, err)
+		}
+	}
 }
 
 // Whom the server takes the pod for is compared, if both say so, whatever else the answer

@@ -1,8 +1,6 @@
 package inject
 
 import (
-	"net/netip"
-
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 )
@@ -26,25 +24,29 @@ var resources = corev1.ResourceList{
 // Where the pod as a whole has resources, ours has none: the pod's decide about the quality
 // of service and quotas, may be smaller than ours, which the API server would refuse, and
 // would be filled up by it from ours.
-func (c Config) container(to []netip.AddrPort, p *pod) corev1.Container {
+func (c Config) container(service Service, p *pod) corev1.Container {
 	args := []string{"--mode", "pod"}
-	for _, address := range to {
+	for _, address := range service.To {
 		args = append(args, "--to", address.String())
 	}
 	args = append(args, "--pod-ips", "$(POD_IPS)", "--pod", "$(POD_NAMESPACE)/$(POD_NAME)", "--probe-timeout", c.ProbeTimeout.String(), "--wait", c.Wait.String())
+	env := []corev1.EnvVar{
+		fromPod("POD_IPS", "status.podIPs"),
+		fromPod("POD_NAMESPACE", "metadata.namespace"),
+		fromPod("POD_NAME", "metadata.name"),
+	}
+	if service.ipv6Alone() { // as in the others, so that it does not warn that they lack it
+		env = append(env, corev1.EnvVar{Name: endpointMode, Value: "IPv6"})
+	}
 	var requirements corev1.ResourceRequirements
 	if len(p.Spec.Resources.Requests)+len(p.Spec.Resources.Limits) == 0 {
 		requirements = corev1.ResourceRequirements{Limits: resources, Requests: resources}
 	}
 	return corev1.Container{
-		Name:  ContainerName,
-		Image: c.Image,
-		Args:  args,
-		Env: []corev1.EnvVar{
-			fromPod("POD_IPS", "status.podIPs"),
-			fromPod("POD_NAMESPACE", "metadata.namespace"),
-			fromPod("POD_NAME", "metadata.name"),
-		},
+		Name:                     ContainerName,
+		Image:                    c.Image,
+		Args:                     args,
+		Env:                      env,
 		Resources:                requirements,
 		TerminationMessagePath:   corev1.TerminationMessagePathDefault,
 		TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,

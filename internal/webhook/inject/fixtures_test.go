@@ -133,6 +133,9 @@ func TestFixtures(t *testing.T) {
 			got := result{Outcome: d.Outcome, Reason: d.Reason, Message: d.Message}
 			if d.Outcome == Injected {
 				got.Pod = apply(t, f.pod, d.Patch)
+				if again := config.Decide(f.namespace, got.Pod, f.service); again.Outcome != Unchanged {
+					t.Errorf("the second time: %s %s", again.Outcome, again.Reason)
+				}
 			}
 			text, err := yaml.Marshal(got)
 			if err != nil {

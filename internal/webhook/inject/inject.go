@@ -125,12 +125,16 @@ type pod struct {
 			Limits   map[corev1.ResourceName]any `json:"limits"`
 		} `json:"resources"`
 		InitContainers []json.RawMessage `json:"initContainers"`
-		Containers     []named           `json:"containers"`
+		Containers     []container       `json:"containers"`
 	} `json:"spec"`
 }
 
-type named struct {
+// container is the little that is read of one.
+type container struct {
 	Name string `json:"name"`
+	Env  []struct {
+		Name string `json:"name"`
+	} `json:"env"`
 }
 
 // Decide says what happens to a pod that is created in the namespace; raw is its JSON, as
@@ -154,7 +158,7 @@ func (c Config) decide(namespace string, p *pod, service Service) Decision {
 	if len(p.Spec.Containers) == 0 {
 		return Decision{Outcome: Denied, Reason: Malformed, Message: "the pod has no containers"}
 	}
-	if slices.Contains(p.Spec.Containers, named{ContainerName}) {
+	if slices.ContainsFunc(p.Spec.Containers, func(c container) bool { return c.Name == ContainerName }) {
 		return Decision{Outcome: Denied, Reason: NameTaken, Message: fmt.Sprintf(
 			"a container of the pod is called %s, as the init container that iam4kube injects: give it another name", ContainerName)}
 	}
@@ -162,7 +166,7 @@ func (c Config) decide(namespace string, p *pod, service Service) Decision {
 		return Decision{Outcome: Denied, Reason: service.Reason, Message: fmt.Sprintf(
 			"%s. To leave a pod out of the injection, label it %s: %s", service.Problem, Label, Disabled)}
 	}
-	return patch(p.Spec.InitContainers, c.container(service.To, p))
+	return patch(p, c.container(service, p), service)
 }
 
 // skip says why a pod is never injected. Most of it the API server has asked before, by

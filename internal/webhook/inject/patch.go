@@ -19,20 +19,29 @@ type operation struct {
 	Value any    `json:"value,omitempty"`
 }
 
-const initContainers = "/spec/initContainers"
+const containers, initContainers = "/spec/containers", "/spec/initContainers"
 
 // patch puts the container in front of the pod's init containers, in place of all that
 // have its name. A container is never believed to be ours because of its name; what is
 // stricter in the first one of that name stays.
-func patch(present []json.RawMessage, ours corev1.Container) Decision {
+func patch(p *pod, ours corev1.Container, service Service) Decision {
 	var same []int
+	var operations []operation
+	present := p.Spec.InitContainers
 	for i, raw := range present {
-		var n named
-		if err := utiljson.Unmarshal(raw, &n); err != nil {
+		var c container
+		if err := utiljson.Unmarshal(raw, &c); err != nil {
 			return Decision{Outcome: Denied, Reason: Malformed, Message: fmt.Sprintf("iam4kube cannot read an init container of the pod: %v", err)}
 		}
-		if n.Name == ContainerName {
+		if c.Name == ContainerName {
 			same = append(same, i)
+		} else if service.ipv6Alone() {
+			operations = append(operations, askByIPv6(c, initContainers, i)...)
+		}
+	}
+	for i, c := range p.Spec.Containers {
+		if service.ipv6Alone() {
+			operations = append(operations, askByIPv6(c, containers, i)...)
 		}
 	}
 	if len(same) > 0 {
@@ -46,9 +55,8 @@ func patch(present []json.RawMessage, ours corev1.Container) Decision {
 		return Decision{Outcome: Denied, Reason: Malformed, Message: err.Error()}
 	}
 	if slices.Equal(same, []int{0}) && equal(present[0], container) {
-		return Decision{Outcome: Unchanged, Reason: Present}
+		return decision(operations, same)
 	}
-	var operations []operation
 	for _, i := range slices.Backward(same) {
 		operations = append(operations, operation{Op: "remove", Path: fmt.Sprintf("%s/%d", initContainers, i)})
 	}
@@ -56,6 +64,13 @@ func patch(present []json.RawMessage, ours corev1.Container) Decision {
 		operations = append(operations, operation{"add", initContainers, []json.RawMessage{container}})
 	} else {
 		operations = append(operations, operation{"add", initContainers + "/0", json.RawMessage(container)})
+	}
+	return decision(operations, same)
+}
+
+func decision(operations []operation, same []int) Decision {
+	if len(operations) == 0 {
+		return Decision{Outcome: Unchanged, Reason: Present}
 	}
 	text, err := json.Marshal(operations)
 	if err != nil {
@@ -112,4 +127,27 @@ func withoutToken(container map[string]any) {
 	} else {
 		mount["name"] = name
 	}
+}
+
+// The environment variables by which AWS clients choose where the metadata service is:
+// the address, or only its family.
+const (
+	endpoint     = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
+	endpointMode = "AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE"
+)
+
+// askByIPv6 tells the AWS clients of a container, number i of the list, unless it says by
+// itself where they ask.
+func askByIPv6(c container, list string, i int) []operation {
+	for _, e := range c.Env {
+		if e.Name == endpoint || e.Name == endpointMode {
+			return nil
+		}
+	}
+	path := fmt.Sprintf("%s/%d/env", list, i)
+	variable := corev1.EnvVar{Name: endpointMode, Value: "IPv6"}
+	if c.Env == nil {
+		return []operation{{"add", path, []corev1.EnvVar{variable}}}
+	}
+	return []operation{{"add", path + "/-", variable}}
 }

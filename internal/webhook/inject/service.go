@@ -3,9 +3,15 @@ package inject
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 )
+
+// ipv6Alone says that nobody is led there by IPv4.
+func (s Service) ipv6Alone() bool {
+	return !slices.ContainsFunc(s.To, func(a netip.AddrPort) bool { return a.Addr().Is4() })
+}
 
 // ServiceOf reads where a Service leads.
 func ServiceOf(s *corev1.Service) Service {

@@ -94,7 +94,7 @@ var admission = []struct {
 // other changes are undone.
 func TestWhatAdmissionMadeStricterStays(t *testing.T) {
 	to := service(t, "clusterIPs: [10.96.0.77]\nports: [{port: 80}]")
-	ours := config.container(to.To, &pod{})
+	ours := config.container(to, &pod{})
 	decide := func(t *testing.T, first ...corev1.Container) (Decision, corev1.Container) {
 		t.Helper()
 		object := corev1.Pod{Spec: corev1.PodSpec{InitContainers: first, Containers: []corev1.Container{{Name: "app"}}}}

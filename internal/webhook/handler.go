@@ -2,7 +2,6 @@ package webhook
 
 import (
 	"context"
-	"fmt"
 	"net/http"
 	"slices"
 
@@ -52,19 +51,14 @@ func (h *handler) Handle(_ context.Context, r admission.Request) admission.Respo
 		}}}
 	}
 	h.log.Info("admitted a pod", fields...)
-	return admission.Response{AdmissionResponse: h.admit(r.Namespace, decision)}
+	return admission.Response{AdmissionResponse: admit(decision)}
 }
 
-func (h *handler) admit(namespace string, d inject.Decision) admissionv1.AdmissionResponse {
+func admit(d inject.Decision) admissionv1.AdmissionResponse {
 	response := admissionv1.AdmissionResponse{Allowed: true}
 	if d.Outcome == inject.Injected {
 		patchType := admissionv1.PatchTypeJSONPatch
 		response.Patch, response.PatchType = d.Patch, &patchType
-	}
-	if level := h.cluster.Level(namespace); level != "" && d.Outcome != inject.Skipped {
-		response.Warnings = []string{fmt.Sprintf(
-			"namespace %s has the label %s: %s, which forbids the capability NET_ADMIN of the init container %s that iam4kube injects; use the level privileged, or route node-wide without injection",
-			namespace, podSecurityLabel, level, inject.ContainerName)}
 	}
 	return response
 }

@@ -7,7 +7,6 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"net/http"
 	"time"
 
@@ -15,7 +14,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 	corev1 "k8s.io/api/core/v1"
-	k8smetadata "k8s.io/client-go/metadata"
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
@@ -98,14 +96,9 @@ func (w *webhook) build() error {
 	if err != nil {
 		return err
 	}
-	metadataClient, err := k8smetadata.NewForConfigAndClient(k8smetadata.ConfigFor(config), client)
-	if err != nil {
-		return fmt.Errorf("make a client for the API server: %w", err)
-	}
 	w.watches = kube.NewWatches(reach, core, w.registry)
 	w.runs = []func(context.Context) error{
 		kube.Follow(w.watches, w.cluster.services(core, w.cfg.ServiceNamespace, w.cfg.ServiceName)),
-		kube.Follow(w.watches, w.cluster.namespaces(metadataClient)),
 		w.watches.Run, w.certificate.Run,
 	}
 	return nil

@@ -49,7 +49,7 @@ var setups = map[string]struct{ answer, reason, event, init, kubectl string }{
 		init:   "169.254.169.254:80, which leads to …: refused: there is no ready server (kubectl -n iam4kube get pods,endpointslices), or a NetworkPolicy rejects the traffic (…)",
 	},
 	"no NET_ADMIN allowed": {
-		kubectl: "namespace … has the label pod-security.kubernetes.io/enforce: baseline, which forbids the capability NET_ADMIN of the init container iam4kube-ip2service that iam4kube injects; use the level privileged, or route node-wide without injection",
+		kubectl: `violates PodSecurity "baseline:…": non-default capabilities (container "iam4kube-ip2service" must not include "NET_ADMIN" in securityContext.capabilities.add)`,
 	},
 	"webhook down": {
 		kubectl: `Internal error occurred: failed calling webhook "inject.iam4kube.io": failed to call webhook: Post "https://iam4kube-webhook.iam4kube.svc:443/inject?timeout=5s": …`,
@@ -180,12 +180,11 @@ func TestNoNetAdminAllowed(t *testing.T) {
 	ns := namespace(t, inPod)
 	mustKubectl(t, "label", "namespace", ns, "pod-security.kubernetes.io/enforce=baseline")
 	var err error
-	eventually(t, "the warning", func() bool {
+	eventually(t, "the refusal", func() bool {
 		_, err = kubectl(t.Context(), fmt.Sprintf("{apiVersion: v1, kind: Pod, metadata: {name: refused, namespace: %s}, spec: {containers: [{name: client, image: %s}]}}", ns, clientImage), "apply", "-f", "-")
-		return err != nil && strings.Contains(err.Error(), "Warning: ")
+		return err != nil && strings.Contains(err.Error(), "PodSecurity")
 	})
 	wantMessage(t, err.Error(), setups["no NET_ADMIN allowed"].kubectl)
-	wantMessage(t, err.Error(), `pods "refused" is forbidden: violates PodSecurity "baseline:latest": non-default capabilities (container "iam4kube-ip2service" must not include "NET_ADMIN" in securityContext.capabilities.add)`)
 }
 
 // Without a ready server pods are refused at once; one that is injected does not start, and

@@ -20,7 +20,7 @@ type metrics struct {
 	duration  prometheus.Histogram
 	repairs   prometheus.Counter
 	lastSync  prometheus.Gauge
-	bpf       prometheus.Gauge
+	beside    prometheus.Gauge
 	stale     prometheus.Gauge
 }
 
@@ -42,14 +42,14 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 		lastSync: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "iam4kube_ruleset_last_sync_timestamp_seconds", Help: "When the kernel's rules were last seen or made as they should be.",
 		}),
-		bpf: prometheus.NewGauge(prometheus.GaugeOpts{
+		beside: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "iam4kube_bpf_host_routing_suspected", Help: "1 if packets of pods may pass netfilter by.",
 		}),
 	}
 	m.stale = prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "iam4kube_stale", Help: "1 while what pods ask is rejected because nothing was heard from the API server for longer than --max-staleness.",
 	})
-	registry.MustRegister(m.stale, m.endpoints, m.applies, m.duration, m.repairs, m.lastSync, m.bpf)
+	registry.MustRegister(m.stale, m.endpoints, m.applies, m.duration, m.repairs, m.lastSync, m.beside)
 	for _, s := range backends.States {
 		m.endpoints.WithLabelValues(string(s))
 	}
@@ -59,7 +59,7 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 	return m
 }
 
-func (m *metrics) observe(endpoints []backends.Endpoint, bpf []string, stale bool) {
+func (m *metrics) observe(endpoints []backends.Endpoint, beside []string, stale bool) {
 	count := map[backends.State]float64{}
 	for _, e := range endpoints {
 		count[e.State]++
@@ -67,7 +67,7 @@ func (m *metrics) observe(endpoints []backends.Endpoint, bpf []string, stale boo
 	for _, s := range backends.States {
 		m.endpoints.WithLabelValues(string(s)).Set(count[s])
 	}
-	m.bpf.Set(min(1, float64(len(bpf))))
+	m.beside.Set(min(1, float64(len(beside))))
 	m.stale.Set(0)
 	if stale {
 		m.stale.Set(1)

@@ -47,7 +47,7 @@ var (
 type machine interface {
 	Owns(netip.Addr) bool
 	Unserved(routes.Family) error
-	BPF() []string
+	Beside() []string
 }
 
 func lookAtHost() (machine, error) { return host.Look() }
@@ -87,7 +87,7 @@ type reconciler struct {
 type told struct {
 	endpoints []backends.Endpoint
 	noPort    []string
-	bpf       []string
+	beside    []string
 	stale     bool
 	err       string
 }
@@ -160,7 +160,7 @@ func (r *reconciler) reconcile() (pause time.Duration, patient bool) {
 	backends.Mark(endpoints, backends.Refused, func(e netip.AddrPort) bool {
 		return host.Owns(e.Addr()) || slices.ContainsFunc(r.cfg.Intercept, func(i netip.AddrPort) bool { return i.Addr() == e.Addr() })
 	})
-	r.metrics.observe(endpoints, host.BPF(), stale)
+	r.metrics.observe(endpoints, host.Beside(), stale)
 	r.tell(endpoints, host, stale)
 
 	fresh, live := backends.Select(endpoints)
@@ -307,11 +307,11 @@ func (r *reconciler) tell(endpoints []backends.Endpoint, host machine, stale boo
 				zap.Strings(logging.Slices, noPort), zap.String(logging.Port, r.cfg.ServiceTargetPort))
 		}
 	}
-	if bpf := host.BPF(); !slices.Equal(bpf, r.told.bpf) {
-		r.told.bpf = bpf
-		if len(bpf) > 0 {
-			r.log.Warn("packets of pods may be routed by BPF programs, past our rules and to the metadata service of the node: use legacy host routing (Cilium: bpf.hostLegacyRouting=true) or inject ip2service into the pods",
-				zap.Strings(logging.Interfaces, bpf))
+	if beside := host.Beside(); !slices.Equal(beside, r.told.beside) {
+		r.told.beside = beside
+		if len(beside) > 0 {
+			r.log.Warn("packets of pods may go past netfilter, and so past our rules, to the metadata service of the node, by BPF programs or Open vSwitch: use legacy host routing (Cilium: bpf.hostLegacyRouting=true) or inject ip2service into the pods",
+				zap.Strings(logging.Interfaces, beside))
 		}
 	}
 }

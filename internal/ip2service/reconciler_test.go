@@ -457,7 +457,7 @@ func TestEndpointsOfTheHostAreRefused(t *testing.T) {
 
 // Warnings come once for each change, however often the rules are looked at.
 func TestLogSaysEachThingOnce(t *testing.T) {
-	const refused, noPort, bpf = "endpoint refused", "without the port", "BPF programs"
+	const refused, noPort, beside = "endpoint refused", "without the port", "past netfilter"
 	synctest.Test(t, func(t *testing.T) {
 		b := startRig(t)
 		check := func(when string, want map[string]int) {
@@ -466,7 +466,7 @@ func TestLogSaysEachThingOnce(t *testing.T) {
 			b.Trigger()
 			synctest.Wait()
 			messages := b.takeLogs()
-			for _, part := range []string{"endpoints", refused, noPort, bpf} {
+			for _, part := range []string{"endpoints", refused, noPort, beside} {
 				n := count(messages, part)
 				if part == "endpoints" {
 					n = len(slices.DeleteFunc(slices.Clone(messages), func(m string) bool { return m != part }))
@@ -477,15 +477,15 @@ func TestLogSaysEachThingOnce(t *testing.T) {
 			}
 		}
 		host := []netip.Addr{netip.MustParseAddr("10.0.0.1")}
-		b.machine.change(func() { b.machine.owns, b.machine.bpf = host, []string{"cilium_host"} })
+		b.machine.change(func() { b.machine.owns, b.machine.beside = host, []string{"cilium_host"} })
 		b.list("ready "+one, "ready "+two)
-		check("at first", map[string]int{"endpoints": 1, refused: 1, bpf: 1})
+		check("at first", map[string]int{"endpoints": 1, refused: 1, beside: 1})
 		b.list("ready "+one, "terminating "+two)
 		check("another endpoint has changed", map[string]int{"endpoints": 1})
-		b.machine.change(func() { b.machine.owns, b.machine.bpf = nil, nil })
+		b.machine.change(func() { b.machine.owns, b.machine.beside = nil, nil })
 		check("all has become well", map[string]int{"endpoints": 1})
-		b.machine.change(func() { b.machine.owns, b.machine.bpf = host, []string{"cilium_host"} })
-		check("and worse again", map[string]int{"endpoints": 1, refused: 1, bpf: 1})
+		b.machine.change(func() { b.machine.owns, b.machine.beside = host, []string{"cilium_host"} })
+		check("and worse again", map[string]int{"endpoints": 1, refused: 1, beside: 1})
 		b.set.Set(backends.Slice{Name: "t", NoPort: true})
 		check("a slice without the port", map[string]int{noPort: 1})
 		b.set.Set(backends.Slice{Name: "u", NoPort: true})
@@ -503,7 +503,7 @@ func TestMetricsOfTheRules(t *testing.T) {
 		if applied != 1 {
 			t.Errorf("%v transactions for the guard", applied)
 		}
-		b.machine.change(func() { b.machine.bpf = []string{"cilium_host", "cilium_net"} })
+		b.machine.change(func() { b.machine.beside = []string{"cilium_host", "cilium_net"} })
 		b.list("ready "+one, "ready "+two, "terminating "+six, "not-ready 10.0.0.3:8080")
 		for series, want := range map[[2]string]float64{
 			{"iam4kube_endpoints", "ready"}:                      2,

@@ -168,7 +168,7 @@ type fakeMachine struct {
 	err      error
 	owns     []netip.Addr
 	unserved map[routes.Family]error
-	bpf      []string
+	beside   []string
 }
 
 func (m *fakeMachine) change(change func()) {
@@ -180,7 +180,7 @@ func (m *fakeMachine) change(change func()) {
 func (m *fakeMachine) look() (machine, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return &fakeMachine{owns: m.owns, unserved: m.unserved, bpf: m.bpf}, m.err
+	return &fakeMachine{owns: m.owns, unserved: m.unserved, beside: m.beside}, m.err
 }
 
 // Owns implements machine.
@@ -190,7 +190,7 @@ func (m *fakeMachine) Owns(a netip.Addr) bool { return slices.Contains(m.owns, a
 func (m *fakeMachine) Unserved(family routes.Family) error { return m.unserved[family] }
 
 // BPF implements machine.
-func (m *fakeMachine) BPF() []string { return m.bpf }
+func (m *fakeMachine) Beside() []string { return m.beside }
 
 // intercept is what the flags say by default.
 var intercept = []netip.AddrPort{netip.AddrPortFrom(routes.MetadataIPv4, 80), netip.AddrPortFrom(routes.MetadataIPv6, 80)}

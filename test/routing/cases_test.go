@@ -499,4 +499,4 @@ func TestCase20BPFHostRoutingIsAWarning(t *testing.T) {
 	wantAnswer(t, pod, metadataIPv4, "a", podIPv4)
 }
 
-const bpfSuspected = "packets of pods may be routed by BPF programs, past our rules and to the metadata service of the node: use legacy host routing (Cilium: bpf.hostLegacyRouting=true) or inject ip2service into the pods"
+const bpfSuspected = "packets of pods may go past netfilter, and so past our rules, to the metadata service of the node, by BPF programs or Open vSwitch: use legacy host routing (Cilium: bpf.hostLegacyRouting=true) or inject ip2service into the pods"

@@ -72,12 +72,15 @@ func TestInterfacesOfBPFDataPlanesAreSeen(t *testing.T) {
 	for name, links := range map[string][]string{
 		"":                       {"link add lxc1 type veth peer name cilium"},
 		"cilium_host cilium_net": {"link add cilium_host type veth peer name cilium_net"},
+		"ovn-k8s-mp0 ovs-system": {"link add ovs-system type veth peer name ovn-k8s-mp0"},
+		"genev_sys_6081 ovn0":    {"link add ovn0 type veth peer name genev_sys_6081"},
+		"antrea-gw0":             {"link add antrea-gw0 type veth peer name geneve0"},
 		"bpfin.cali bpfout.cali": {"link add bpfin.cali type veth peer name bpfout.cali"},
 	} {
 		inHost(t, links, func() {
-			bpf := look(t).BPF()
-			slices.Sort(bpf)
-			if have := strings.Join(bpf, " "); have != name {
+			beside := look(t).Beside()
+			slices.Sort(beside)
+			if have := strings.Join(beside, " "); have != name {
 				t.Errorf("%v: %q", links, have)
 			}
 		})

@@ -23,7 +23,7 @@ type Host struct {
 	// podBridges are bridges that pods are attached to and that have an address in this
 	// family, which makes them the pods' gateway.
 	podBridges map[routes.Family][]string
-	bpf        []string
+	beside     []string
 }
 
 // Look looks.
@@ -64,8 +64,8 @@ func Look() (*Host, error) {
 		}
 	}
 	for _, l := range links {
-		if l.Attributes != nil && isBPF(l.Attributes.Name) {
-			h.bpf = append(h.bpf, l.Attributes.Name)
+		if l.Attributes != nil && isBeside(l.Attributes.Name) {
+			h.beside = append(h.beside, l.Attributes.Name)
 		}
 	}
 	return h, nil
@@ -95,9 +95,15 @@ func podBridges(links []rtnetlink.LinkMessage) map[uint32]string {
 	return bridges
 }
 
-// isBPF knows the interfaces that Cilium, and Calico with its eBPF data plane, make.
-func isBPF(name string) bool {
-	return slices.Contains([]string{"cilium_host", "cilium_net", "bpfin.cali", "bpfout.cali"}, name)
+// isBeside knows the interfaces of data paths that packets of pods may take past netfilter:
+// of Cilium, of Calico with its eBPF data plane, and of plugins with Open vSwitch, whose flows
+// translate, route and leave by a port without the host's IP layer (OVN-Kubernetes, Kube-OVN,
+// Antrea; the tunnel is OVN's).
+func isBeside(name string) bool {
+	return strings.HasPrefix(name, "genev_sys_") || slices.Contains([]string{
+		"cilium_host", "cilium_net", "bpfin.cali", "bpfout.cali",
+		"ovs-system", "ovn-k8s-mp0", "ovn0", "antrea-gw0",
+	}, name)
 }
 
 // Owns says whether the address is one of the host, or one that no other host can have.
@@ -129,9 +135,8 @@ func (h *Host) Unserved(family routes.Family) error {
 		strings.Join(bridges, ", "), setting, state, setting)
 }
 
-// BPF are the names of interfaces which make it likely that packets are routed by BPF
-// programs and pass netfilter by.
-func (h *Host) BPF() []string { return h.bpf }
+// Beside are the names of interfaces which make it likely that packets pass netfilter by.
+func (h *Host) Beside() []string { return h.beside }
 
 // Addresses are all addresses of the host.
 func (h *Host) Addresses() []netip.Addr {

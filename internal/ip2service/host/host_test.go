@@ -39,13 +39,16 @@ func TestOnlyBridgesWithPodsCount(t *testing.T) {
 	}
 }
 
-func TestInterfacesOfBPFDataPlanes(t *testing.T) {
+func TestInterfacesOfOtherDataPaths(t *testing.T) {
 	for name, want := range map[string]bool{
 		"cilium_host": true, "cilium_net": true, "bpfin.cali": true, "bpfout.cali": true,
+		"ovs-system": true, "ovn-k8s-mp0": true, "ovn0": true, "antrea-gw0": true, "genev_sys_6081": true,
+		// Others' Geneve tunnels, and what a plugin with Open vSwitch calls its pods.
+		"geneve0": false, "genev": false, "ovs-vsctl": false, "antrea-egress0": false,
 		// Cilium's tunnel and Calico's pods are there without BPF routing too.
 		"cilium_vxlan": false, "cali1a2b3c": false, "lxc1a2b3c": false, "eth0": false, "": false,
 	} {
-		if isBPF(name) != want {
+		if isBeside(name) != want {
 			t.Errorf("%q: %v", name, !want)
 		}
 	}

@@ -30,6 +30,7 @@ func add(f *flags.Set) (config func() ip2service.Config) {
 	f.Bool(&cfg.Cleanup, "cleanup", "false", "remove the rules of either mode and exit")
 	f.IPs(&intercept, "intercept-ip", "169.254.169.254", "address to lead to the endpoints, may be repeated; if not given, also fd00:ec2::254 where there are IPv6 endpoints")
 	f.Port(&port, "intercept-port", "80", "port of it; all other ports are rejected")
+	f.Bool(&cfg.AllowDNS, "allow-dns", "false", "let DNS (UDP and TCP, port 53) to these addresses pass, where one is a cloud's resolver")
 	f.String(&cfg.ServiceNamespace, "service-namespace", "iam4kube", "namespace of the Service; mode node")
 	f.String(&cfg.ServiceName, "service-name", "iam4kube", "name of the Service; mode node")
 	f.String(&cfg.ServiceTargetPort, "service-target-port", "http", "name, as the Service calls it, or number of the port in its EndpointSlices; mode node")

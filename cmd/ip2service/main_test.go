@@ -165,6 +165,7 @@ func TestFlagsBecomeTheConfig(t *testing.T) {
 		{append(to, "--intercept-ip=192.0.2.1", "-intercept-ip", "192.0.2.2", "--intercept-port=8080"), pod(func(c *ip2service.Config) {
 			c.Intercept = addrPorts("192.0.2.1:8080", "192.0.2.2:8080")
 		})},
+		{append(to, "--allow-dns"), pod(func(c *ip2service.Config) { c.AllowDNS = true })},
 		{append(to, "--intercept-port", "8080"), pod(func(c *ip2service.Config) {
 			c.Intercept = addrPorts("169.254.169.254:8080", "[fd00:ec2::254]:8080")
 		})},
@@ -208,7 +209,7 @@ func TestHelp(t *testing.T) {
 		// The names and defaults that manifests and users rely on.
 		lines := []string{
 			`--log-level "info"`, `--log-encoding "json"`, `--aux-listen-on ":9090"`, `--debug "false"`, `--kubeconfig ""`,
-			`--mode "node"`, `--cleanup "false"`, `--intercept-ip "169.254.169.254"`, `--intercept-port "80"`,
+			`--mode "node"`, `--cleanup "false"`, `--intercept-ip "169.254.169.254"`, `--intercept-port "80"`, `--allow-dns "false"`,
 			`--service-namespace "iam4kube"`, `--service-name "iam4kube"`, `--service-target-port "http"`, `--startup-taint ""`, `--node-name ""`, `--max-staleness "15m"`,
 			`--to ""`, `--probe-timeout "60s"`, `--wait "5s"`, `--pod-ips ""`, `--pod ""`, `--version "false"`,
 		}

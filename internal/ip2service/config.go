@@ -27,6 +27,7 @@ type Config struct {
 	Mode      string
 	Cleanup   bool
 	Intercept []netip.AddrPort // led to the endpoints of their family
+	AllowDNS  bool
 
 	// On a node.
 	AuxListenOn                   string

@@ -26,10 +26,29 @@ func TestPodRoutesAreBroughtIn(t *testing.T) {
 	if want := text(&routes.Routes{Hooks: routes.Pod, Intercept: intercept, New: to, Live: to}); kernel.text() != want {
 		t.Errorf("want %s, have %s", want, kernel.text())
 	}
+	cfg.AllowDNS = true
+	if err := runPod(t.Context(), cfg, kernel, zap.NewNop()); err != nil {
+		t.Fatal(err)
+	}
+	if want := text(&routes.Routes{Hooks: routes.Pod, Intercept: intercept, DNS: true, New: to, Live: to}); kernel.text() != want {
+		t.Errorf("with DNS: want %s, have %s", want, kernel.text())
+	}
 	for name, fault := range map[string][2]error{"before": {errKernel, nil}, "after": {nil, errKernel}} {
 		kernel.fail(fault[0], fault[1])
 		if err := runPod(t.Context(), cfg, kernel, zap.NewNop()); !errors.Is(err, errKernel) {
 			t.Errorf("failed %s the effect: %v", name, err)
+		}
+	}
+}
+
+// So do a node's.
+func TestNodeRoutesLetDNSPass(t *testing.T) {
+	for _, allow := range []bool{true, false} {
+		b := newRig()
+		b.reconciler.cfg.AllowDNS = allow
+		b.reconciler.reconcile()
+		if b.kernel.there == nil || b.kernel.there.DNS != allow {
+			t.Errorf("--allow-dns=%v: %s", allow, b.kernel.text())
 		}
 	}
 }

@@ -110,7 +110,7 @@ func answered(address netip.AddrPort, without probe.Without, log *zap.Logger) {
 }
 
 func (c Config) podRoutes() routes.Routes {
-	return routes.Routes{Hooks: routes.Pod, Intercept: c.Intercept, New: c.To, Live: c.To}
+	return routes.Routes{Hooks: routes.Pod, Intercept: c.Intercept, DNS: c.AllowDNS, New: c.To, Live: c.To}
 }
 
 // probes ask by each family that the pod has an address of and that leads somewhere.

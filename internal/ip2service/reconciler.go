@@ -207,7 +207,7 @@ func (r *reconciler) sync(want routes.Routes) (changed bool, err error) {
 }
 
 func (r *reconciler) routes(fresh, live []netip.AddrPort, known bool) routes.Routes {
-	return routes.Routes{Hooks: routes.Node, Intercept: r.cfg.Intercept, New: fresh, Live: live, Unknown: !known}
+	return routes.Routes{Hooks: routes.Node, Intercept: r.cfg.Intercept, DNS: r.cfg.AllowDNS, New: fresh, Live: live, Unknown: !known}
 }
 
 // leave adds to the live endpoints those that left a moment ago, and says when the first

@@ -18,6 +18,7 @@ type Config struct {
 	CertDir                       string
 	ServiceNamespace, ServiceName string
 	InitImage, InitPullPolicy     string
+	AllowDNS                      bool
 	ProbeTimeout, Wait            time.Duration
 }
 

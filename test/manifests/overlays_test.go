@@ -111,6 +111,57 @@ func TestUsersImages(t *testing.T) {
 	}
 }
 
+// TestComponents: those that give a flag give it to whoever has it, in each overlay.
+func TestComponents(t *testing.T) {
+	at, err := filepath.Abs(manifest(""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, overlay := range []string{"both", "node-wide", "injection"} {
+		dir := t.TempDir()
+		up, err := filepath.Rel(dir, at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text := fmt.Sprintf("resources: [%[1]s/%[2]s]\ncomponents: [%[1]s/components/allow-dns, %[1]s/components/always-pull]\n", up, overlay)
+		if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		objects := mustBuild(t, dir)
+		seen := 0
+		for _, w := range []struct {
+			kind, name string
+			flags      map[string]string
+		}{
+			{"DaemonSet", "iam4kube-ip2service", map[string]string{"--allow-dns": "allow-dns"}},
+			{"Deployment", "iam4kube-webhook", map[string]string{"--allow-dns": "allow-dns", "--init-image-pull-policy=Always": "init-image-pull-policy"}},
+		} {
+			if !slices.ContainsFunc(objects, func(o *unstructured.Unstructured) bool { return o.GetKind() == w.kind && o.GetName() == w.name }) {
+				continue
+			}
+			seen++
+			template := appsv1.Deployment{}
+			if w.kind == "DaemonSet" {
+				template.Spec.Template = find[appsv1.DaemonSet](t, objects, w.kind, w.name).Spec.Template
+			} else {
+				template = *find[appsv1.Deployment](t, objects, w.kind, w.name)
+			}
+			container := template.Spec.Template.Spec.Containers[0]
+			for flag, name := range w.flags {
+				if !slices.Contains(container.Args, flag) {
+					t.Errorf("%s: %s has no %s: %q", overlay, w.name, flag, container.Args)
+				}
+				bare := withImage(container, strings.TrimPrefix(w.name, "iam4kube-"))
+				bare.Args = nil
+				value(t, bare, name) // the program has it
+			}
+		}
+		if want := map[string]int{"both": 2}[overlay]; seen != max(want, 1) {
+			t.Errorf("%s: %d of them", overlay, seen)
+		}
+	}
+}
+
 func TestOnlyTheStartupTaintNeedsRightsOnNodes(t *testing.T) {
 	for overlay, want := range map[string]bool{"both": false, "startup-taint": true} {
 		objects := mustBuild(t, manifest(overlay))

@@ -15,7 +15,7 @@ import (
 type packet struct {
 	loopback            bool // came in by lo
 	source, destination netip.Addr
-	tcp                 bool
+	tcp, udp            bool
 	port                uint16
 	// fresh: the first one of its connection, so chains of type nat see it.
 	fresh bool
@@ -206,5 +206,5 @@ func matches(r ruleset.Rule, p packet) bool {
 	is := func(want, have netip.Addr) bool { return !want.IsValid() || want == have }
 	return (!r.NotLoopback || !p.loopback) && is(r.OriginalDestination, p.original) &&
 		is(r.Source, p.source) && is(r.Destination, p.destination) &&
-		(!r.TCP || p.tcp) && (r.Port == 0 || p.port == r.Port)
+		(!r.TCP || p.tcp) && (!r.UDP || p.udp) && (r.Port == 0 || p.port == r.Port)
 }

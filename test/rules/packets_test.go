@@ -68,6 +68,7 @@ var everyKind = []string{
 	"from the host translated", "from the host let be", "from the host reset",
 	"from an endpoint translated", "from an endpoint reset",
 	"another table's to a live endpoint", "another table's reset",
+	"dns by tcp passed", "dns by udp passed", "dns by tcp rejected", "dns by udp rejected",
 }
 
 // history is a random life of a host.
@@ -124,7 +125,7 @@ func newHistory(t *testing.T) *history {
 		if output, err := h.far.Run(t.Context(), "ip", command...); err != nil {
 			t.Fatalf("%v: %s", err, output)
 		}
-		far.serve(t, ports, metadata[family], beyond[family])
+		far.serve(t, append(ports[:len(ports):len(ports)], 53), metadata[family], beyond[family])
 	}
 	return h
 }
@@ -241,7 +242,7 @@ func (h *history) changeForeign(t *testing.T) {
 // changeRules makes ours.
 func (h *history) changeRules(t *testing.T) {
 	t.Helper()
-	r := routes.Routes{Hooks: routes.Node}
+	r := routes.Routes{Hooks: routes.Node, DNS: h.IntN(2) == 0}
 	h.port = 80
 	if h.onNode = h.IntN(10) >= 3; !h.onNode {
 		r.Hooks = routes.Pod
@@ -289,8 +290,11 @@ func (h *history) first(t *testing.T) {
 	if h.IntN(3) == 0 {
 		p.port = ports[h.IntN(len(ports))]
 	}
+	if h.IntN(4) == 0 {
+		p.port = 53
+	}
 	protocol := []string{"tcp", "tcp", "tcp", "udp", "icmp"}[h.IntN(5)]
-	p.original, p.tcp = p.destination, protocol == "tcp"
+	p.original, p.tcp, p.udp = p.destination, protocol == "tcp", protocol == "udp"
 	if protocol == "icmp" {
 		p.port = 0
 	}
@@ -320,14 +324,15 @@ func (h *history) first(t *testing.T) {
 		h.fail(t, fmt.Sprintf("%s from the %s to %s: %s, counted %d as translated and %d as rejected, want one of %v",
 			protocol, from.name, target, have.end, translatedNow-translated, rejectedNow-rejected, want))
 	}
-	h.checkPromise(t, from, p.destination, have)
+	h.checkPromise(t, from, target, have)
 	h.count(protocol, from, p, have)
 }
 
 // checkPromise checks what holds whatever the rules are: nothing gets to a guarded address,
-// and what was sent to one gets to a live endpoint or nowhere.
-func (h *history) checkPromise(t *testing.T, from *place, to netip.Addr, have outcome) {
+// but DNS where that may pass, and what was sent to one gets to a live endpoint or nowhere.
+func (h *history) checkPromise(t *testing.T, from *place, target netip.AddrPort, have outcome) {
 	t.Helper()
+	to := target.Addr()
 	if from == h.host && h.onNode {
 		return // the host's own traffic is let be
 	}
@@ -337,6 +342,9 @@ func (h *history) checkPromise(t *testing.T, from *place, to netip.Addr, have ou
 	guarded := []netip.Addr{routes.MetadataIPv4, routes.MetadataIPv6}
 	for _, i := range h.routes.Intercept {
 		guarded = append(guarded, i.Addr())
+	}
+	if h.routes.DNS && target.Port() == 53 && have.end == "to "+target.String() && slices.Contains(h.routes.Intercepted(), to) {
+		return
 	}
 	live := slices.ContainsFunc(h.routes.Live, func(e netip.AddrPort) bool { return have.end == "to "+e.String() })
 	if slices.ContainsFunc(guarded, have.leadsTo) || slices.Contains(guarded, to) && have.leadsTo(netip.Addr{}) && !live {
@@ -377,7 +385,7 @@ func (h *history) later(t *testing.T, c *connection) (end string) {
 	if !slices.Contains(want, end) {
 		h.fail(t, fmt.Sprintf("connection from the %s to %s, open to %s: %s, want one of %v", c.from.name, c.to, c.current, end, want))
 	}
-	h.checkPromise(t, c.from, c.to.Addr(), outcome{end: end})
+	h.checkPromise(t, c.from, c.to, outcome{end: end})
 	kind := map[bool]string{true: "older ", false: "open "}[c.older]
 	h.seen[kind+map[bool]string{true: "reset", false: "kept"}[end == "reset"]]++
 	return end
@@ -412,6 +420,9 @@ func (h *history) count(protocol string, from *place, p packet, have outcome) {
 		end = "let be"
 	}
 	h.seen[protocol+" "+end]++
+	if p.port == 53 && slices.Contains(h.routes.Intercepted(), p.destination) && from != h.host {
+		h.seen["dns by "+protocol+map[bool]string{true: " passed", false: " rejected"}[have.leadsTo(p.destination)]]++
+	}
 	switch {
 	case from == h.host:
 		h.seen["from the host "+end]++

@@ -152,6 +152,7 @@ func TestNetAdminIsForTheInjectedContainerAlone(t *testing.T) {
 			p.Spec.InitContainers = []corev1.Container{{Name: "mine", Image: initImage, SecurityContext: adds("NET_ADMIN")}}
 		}, "mine"},
 		{"like ours", forged(func(*corev1.Container, *corev1.PodSpec) {}), ""},
+		{"like ours with DNS", forged(func(c *corev1.Container, _ *corev1.PodSpec) { c.Args = append(c.Args, "--allow-dns") }), ""},
 		{"like ours of another image", forged(func(c *corev1.Container, _ *corev1.PodSpec) { c.Image = "registry.example/evil:1" }), inject.ContainerName},
 		{"like ours by digest", forged(func(c *corev1.Container, _ *corev1.PodSpec) { c.Image += pinnedBy }), ""},
 		{"like ours by digest alone", forged(func(c *corev1.Container, _ *corev1.PodSpec) {

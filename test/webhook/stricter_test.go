@@ -49,13 +49,16 @@ func TestAlwaysPullImages(t *testing.T) {
 	}
 }
 
-// The webhook's own pull policy is what --init-image-pull-policy says.
-func TestPullPolicy(t *testing.T) {
-	h := start(t, func(c *webhook.Config) { c.InitPullPolicy = "Never" })
+// Flags that are passed on are in the container.
+func TestFlagsArePassedOn(t *testing.T) {
+	h := start(t, func(c *webhook.Config) { c.InitPullPolicy, c.AllowDNS = "Never", true })
 	h.waitReady(t)
 	install(t, h)
 	created, err := create(t, newNamespace(t, inject.Enabled, nil), &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "app"}, Spec: plainSpec()}, metav1.DryRunAll)
-	if err != nil || created.Spec.InitContainers[0].ImagePullPolicy != corev1.PullNever {
-		t.Errorf("%v: %+v", err, created)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c := created.Spec.InitContainers[0]; c.ImagePullPolicy != corev1.PullNever || c.Args[len(c.Args)-1] != "--allow-dns" {
+		t.Errorf("%s, %q", c.ImagePullPolicy, c.Args)
 	}
 }

@@ -22,8 +22,8 @@ const (
 	portRegister = unix.NFT_REG_2
 )
 
-// tcpDestinationPort is where that field is in the header, RFC 9293.
-const tcpDestinationPort = 2
+// destinationPort is where that field is in the headers of TCP and UDP, RFC 9293 and RFC 768.
+const destinationPort = 2
 
 // address says where addresses are in a family's header, RFC 791 and RFC 8200.
 type address struct {
@@ -60,8 +60,11 @@ func expressions(family routes.Family, r ruleset.Rule) []expr.Any {
 	if r.TCP {
 		e = append(e, &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: register}, equal([]byte{unix.IPPROTO_TCP}))
 	}
+	if r.UDP {
+		e = append(e, &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: register}, equal([]byte{unix.IPPROTO_UDP}))
+	}
 	if r.Port != 0 {
-		e = append(e, &expr.Payload{DestRegister: register, Base: expr.PayloadBaseTransportHeader, Offset: tcpDestinationPort, Len: 2},
+		e = append(e, &expr.Payload{DestRegister: register, Base: expr.PayloadBaseTransportHeader, Offset: destinationPort, Len: 2},
 			equal(binaryutil.BigEndian.PutUint16(r.Port)))
 	}
 	if r.OneIn > 0 {

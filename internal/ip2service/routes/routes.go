@@ -58,6 +58,9 @@ type Routes struct {
 	// Intercept are the addresses and TCP ports that are led to the endpoints of their
 	// family. All else that is sent to these addresses is rejected.
 	Intercept []netip.AddrPort
+	// DNS lets packets to the domain port of these addresses pass by UDP and TCP, where the
+	// same address is a cloud's resolver. They go where they were sent.
+	DNS bool
 	// New are the endpoints that get new connections, in equal shares.
 	New []netip.AddrPort
 	// Live are those whose connections may go on, in the order of their addresses. Whoever
@@ -100,7 +103,7 @@ func (r Routes) Guarded(family Family) []netip.Addr {
 
 // Equal says whether both want the same.
 func (r Routes) Equal(other Routes) bool {
-	return r.Hooks == other.Hooks && r.Unknown == other.Unknown && slices.Equal(r.Intercept, other.Intercept) &&
+	return r.Hooks == other.Hooks && r.Unknown == other.Unknown && r.DNS == other.DNS && slices.Equal(r.Intercept, other.Intercept) &&
 		slices.Equal(r.New, other.New) && slices.Equal(r.Live, other.Live)
 }
 

@@ -39,12 +39,16 @@ const (
 	liveChain      = "live"
 )
 
+// domain is the port of DNS, RFC 1035, section 4.2.
+const domain = 53
+
 // Build returns the rules for the routes.
 //
 //	nat:        to an intercepted address and port → endpoints
 //	endpoints:  from an endpoint → return, and so into the guard
 //	            else at random → DNAT to one of them
-//	guard:      still to a guarded address → reject
+//	guard:      to the domain port of an intercepted address, if DNS may → accept
+//	            still to a guarded address → reject
 //	            sent to a guarded address and translated, by us or others → live
 //	            came back from there → reject
 //	live:       to an endpoint that is still there → accept
@@ -136,6 +140,13 @@ func (b builder) guard(hook Hook, addresses []netip.Addr) Chain {
 		c.Rules = append(c.Rules, match)
 		match.TCP, match.Verdict = false, Reject
 		c.Rules = append(c.Rules, match)
+	}
+	if b.routes.DNS {
+		for _, a := range b.routes.Intercepted() {
+			c.Rules = append(c.Rules,
+				Rule{Destination: a, UDP: true, Port: domain, Verdict: Accept},
+				Rule{Destination: a, TCP: true, Port: domain, Verdict: Accept})
+		}
 	}
 	for _, a := range addresses {
 		reject(Rule{Destination: a})

@@ -123,8 +123,8 @@ type Rule struct {
 	// that one was sent to this address, whatever became of it since.
 	OriginalDestination netip.Addr
 	Source, Destination netip.Addr
-	TCP                 bool
-	Port                uint16 // TCP destination port, with TCP
+	TCP, UDP            bool   // at most one of them
+	Port                uint16 // destination port, with TCP or UDP
 	// OneIn: one packet in so many, at random.
 	OneIn uint32
 
@@ -207,6 +207,8 @@ func (r Rule) text(f routes.Family) string {
 		add("%s daddr %s", f, r.Destination)
 	}
 	switch {
+	case r.Port != 0 && r.UDP:
+		add("udp dport %d", r.Port)
 	case r.Port != 0:
 		add("tcp dport %d", r.Port)
 	case r.TCP:

@@ -30,6 +30,9 @@ func (c Config) container(service Service, p *pod) corev1.Container {
 		args = append(args, "--to", address.String())
 	}
 	args = append(args, "--pod-ips", "$(POD_IPS)", "--pod", "$(POD_NAMESPACE)/$(POD_NAME)", "--probe-timeout", c.ProbeTimeout.String(), "--wait", c.Wait.String())
+	if c.AllowDNS {
+		args = append(args, "--allow-dns")
+	}
 	env := []corev1.EnvVar{
 		fromPod("POD_IPS", "status.podIPs"),
 		fromPod("POD_NAMESPACE", "metadata.namespace"),

@@ -32,7 +32,8 @@ type Config struct {
 	Namespace  string
 	Image      string
 	PullPolicy corev1.PullPolicy
-	// ProbeTimeout and Wait are passed on.
+	// AllowDNS, ProbeTimeout and Wait are passed on.
+	AllowDNS           bool
 	ProbeTimeout, Wait time.Duration
 }
 

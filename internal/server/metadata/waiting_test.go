@@ -16,6 +16,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -756,6 +757,34 @@ func TestReady(t *testing.T) {
 					t.Errorf("credentials: %s", got.Body)
 				}
 			})
+		})
+	}
+}
+
+// That a pod has no role is told to its init container and to nobody else: many need none. A
+// pod that asks for one, or whose annotation is wrong, is another matter.
+func TestProbeOfAPodWithoutARoleIsNoFailure(t *testing.T) {
+	for _, c := range []struct {
+		arn, path string
+		lines     int
+	}{
+		{"", pathReady + "?wait=5s", 0},
+		{"", list, 1},
+		{"white space", pathReady + "?wait=5s", 1},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			e := newEdge(t, 15*time.Second, newHub())
+			core, logs := observer.New(zap.InfoLevel)
+			e.cfg.Log = zap.New(core)
+			e.setPod(pod("a", ip, 0))
+			e.setAccount(account("a", c.arn))
+			if got, _ := e.get(t.Context(), ip, c.path); got.Code != http.StatusNotFound {
+				t.Errorf("%s: %d %s", c.path, got.Code, got.Body)
+			}
+			// With each line goes an event.
+			if lines := logs.All(); len(lines) != c.lines {
+				t.Errorf("%s, annotation %q: %v", c.path, c.arn, lines)
+			}
 		})
 	}
 }

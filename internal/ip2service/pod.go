@@ -65,9 +65,12 @@ func ask(ctx context.Context, probes []probe.Probe, log *zap.Logger) error {
 	}
 	trying, cancel := context.WithCancel(ctx)
 	defer cancel()
+	one, enough := context.WithCancel(trying)
+	defer enough()
 	results := make(chan result, len(probes))
 	for _, p := range probes {
 		go func() {
+			p.Enough = one.Done()
 			p.Late = func(err error) {
 				log.Warn("no server has answered yet, trying on", zap.Stringer(logging.Address, p.Address), zap.Error(err))
 			}
@@ -81,7 +84,7 @@ func ask(ctx context.Context, probes []probe.Probe, log *zap.Logger) error {
 		switch r := <-results; {
 		case r.err == nil:
 			answered(r.address, r.without, log)
-			time.AfterFunc(otherFamily, cancel)
+			time.AfterFunc(otherFamily, enough)
 		case errors.Is(r.err, probe.ErrUnreached):
 			unreached = append(unreached, r)
 		default:

@@ -320,6 +320,18 @@ func TestOneOfTwoFamiliesIsEnough(t *testing.T) {
 		c := start(t, netns.AddPod(t, podIPv4, podIPv6), "--to", serviceIPv4, "--to", serviceIPv6, "--probe-timeout", "300ms")
 		c.exits(t, failed, "refused")
 	})
+	t.Run("the other one is taken for another pod", func(t *testing.T) {
+		netns.NewFarSide(t)
+		nodeRules(t, services)
+		serve(t, func(w http.ResponseWriter, r *http.Request) {
+			if strings.Contains(source(r), ":") {
+				w.Header().Set("X-Iam4kube-Pod", "other/app")
+			}
+			ready(w, r)
+		})
+		start(t, netns.AddPod(t, podIPv4, podIPv6), "--to", serviceIPv4, "--to", serviceIPv6, "--pod", "shop/app", "--probe-timeout", "300ms").
+			exits(t, failed, "the server takes this pod's address "+podIPv6)
+	})
 	t.Run("the other one is answered wrongly", func(t *testing.T) {
 		netns.NewFarSide(t)
 		nodeRules(t, services)

@@ -37,6 +37,9 @@ type Probe struct {
 	// Timeout is after what time nothing is tried again. It cuts no try off: a server
 	// that came late may still wait.
 	Timeout time.Duration
+	// Enough, once it is closed, ends the tries while no server answers; may be nil. One that
+	// takes the pod for another is asked again until Timeout.
+	Enough <-chan struct{}
 	// Late is called with the reason when there has been no answer for lateAfter, once. May
 	// be nil.
 	Late func(error)
@@ -69,7 +72,7 @@ const (
 type Without string
 
 // ErrUnreached is in the chain of an error that says no more than that no server answered
-// in time who knows this pod. Other errors are answers, of the wrong one or the wrong kind.
+// in time. Other errors are answers, of the wrong one, about another pod or of the wrong kind.
 var ErrUnreached = errors.New("unreached")
 
 // Run asks until there is an answer, the time is over or ctx ends. The error says what is
@@ -98,9 +101,16 @@ func (p Probe) Run(ctx context.Context) (Without, error) {
 			late(err)
 			late = nil
 		}
+		enough := p.Enough
+		if !errors.Is(err, ErrUnreached) {
+			enough = nil
+		}
 		timer := time.NewTimer(min(pause/2+rand.N(pause), left))
 		select {
 		case <-timer.C:
+		case <-enough:
+			timer.Stop()
+			return "", err
 		case <-ctx.Done():
 			timer.Stop()
 			return "", fmt.Errorf("stopped before a server answered: %w", err)
@@ -110,20 +120,16 @@ func (p Probe) Run(ctx context.Context) (Without, error) {
 
 // unreached is that no server answered who knows this pod from others, which may pass.
 type unreached struct {
-	cause error
-	text  string
+	// causes are ErrUnreached and what it came of; none if a server speaks of another pod.
+	causes []error
+	text   string
 }
 
 // Error implements error.
 func (u *unreached) Error() string { return u.text }
 
-// Unwrap is the cause, if there is one.
-func (u *unreached) Unwrap() []error {
-	if u.cause == nil {
-		return []error{ErrUnreached}
-	}
-	return []error{ErrUnreached, u.cause}
-}
+// Unwrap is the causes.
+func (u *unreached) Unwrap() []error { return u.causes }
 
 func (p Probe) try(ctx context.Context, client *http.Client) (Without, error) {
 	target := url.URL{Scheme: "http", Host: p.Address.String(), Path: path, RawQuery: url.Values{"wait": {p.Wait.String()}}.Encode()}
@@ -167,7 +173,7 @@ func (p Probe) judge(response *http.Response, body string) (Without, error) {
 		// No role, a piece that is still missing, a denial: the text says which.
 		return Without(cmp.Or(body, response.Status)), nil
 	case http.StatusTooManyRequests:
-		return "", &unreached{text: "the server has too many waiting requests: " + body}
+		return "", &unreached{[]error{ErrUnreached}, "the server has too many waiting requests: " + body}
 	}
 	return "", fmt.Errorf("the server answered %s to %s: %s; is its version older than this one's?", response.Status, path, body)
 }
@@ -184,7 +190,7 @@ func (p Probe) explain(err error) error {
 	case errors.As(err, &timeout) && timeout.Timeout(), errors.Is(err, os.ErrDeadlineExceeded):
 		hint = "nobody answers: a NetworkPolicy drops the traffic from this pod or to the server, or the network plugin does not translate the Service's address for it (Cilium's full socket load balancing: set socketLB.hostNamespaceOnly=true)"
 	}
-	return &unreached{cause: err, text: fmt.Sprintf("%s, which leads to %s: %s (%v)", p.Address, join(p.Behind), hint, err)}
+	return &unreached{[]error{ErrUnreached, err}, fmt.Sprintf("%s, which leads to %s: %s (%v)", p.Address, join(p.Behind), hint, err)}
 }
 
 func join[T fmt.Stringer](all []T) string {

@@ -245,19 +245,40 @@ func TestUnreached(t *testing.T) {
 		want   bool
 	}{
 		"broken": {broken, true}, "too many": {answer(http.StatusTooManyRequests, ""), true},
-		"another's": {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) }, false},
-		"an error":  {answer(http.StatusInternalServerError, ""), false},
+		"of another pod": {as("other/app"), false},
+		"another's":      {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) }, false},
+		"an error":       {answer(http.StatusInternalServerError, ""), false},
 	} {
 		_, p := newServer(t, tc.answer)
-		p.Timeout = 0
+		p.Timeout, p.Pod = 0, "shop/app"
 		if _, err := p.Run(t.Context()); err == nil || errors.Is(err, ErrUnreached) != tc.want {
 			t.Errorf("%s: %v", name, err)
 		}
-		ctx, cancel := context.WithCancel(t.Context())
-		cancel()
-		if _, err := p.Run(ctx); !errors.Is(err, ErrUnreached) {
-			t.Errorf("%s: stopped: %v", name, err)
-		}
+	}
+}
+
+// When there is an answer elsewhere, no more is tried where nobody answers; but whoever is
+// taken for another pod asks on.
+func TestEnough(t *testing.T) {
+	enough := make(chan struct{})
+	close(enough)
+	s, p := newServer(t, broken)
+	p.Enough = enough
+	if _, err := p.Run(t.Context()); !errors.Is(err, ErrUnreached) || s.asked.Load() != 1 {
+		t.Errorf("asked %d times, %v", s.asked.Load(), err)
+	}
+	s, p = newServer(t, as("other/app"), as("other/app"), as("shop/app"))
+	p.Enough, p.Pod = enough, "shop/app"
+	if _, err := p.Run(t.Context()); err != nil || s.asked.Load() != 3 {
+		t.Errorf("asked %d times, %v", s.asked.Load(), err)
+	}
+}
+
+// as answers to a pod of this NAMESPACE/NAME that its credentials are there.
+func as(pod string) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-Iam4kube-Pod", pod)
+		answer(http.StatusNoContent, "")(w, r)
 	}
 }
 

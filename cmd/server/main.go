@@ -43,6 +43,7 @@ func add(f *flags.Set) (config func() server.Config) {
 	f.Duration(&cfg.MaxStaleness, "max-staleness", "15m", 0, longest, "time without a word from the API server after which requests are refused, because addresses may have other owners; 0: never")
 	f.Duration(&cfg.SessionDuration, "session-duration", "1h", role.MinDuration, role.MaxDuration, "length of a session without the annotation "+role.AnnotationDuration)
 	f.Bool(&cfg.IMDSv1, "imdsv1", "true", "answer requests without a session token")
+	f.Strings(&cfg.TokenForwarders, "token-forwarder", "NAMESPACE/NAME of a ServiceAccount whose pods may hand in the tokens of others; may be repeated")
 	f.String(&cfg.Namespace, "namespace", ownNamespace(), "namespace of the Secret with the token key; the pod's own")
 	f.String(&cfg.Region, "region", "", "region of pods whose nodes have no label topology.kubernetes.io/region, and of STS if the AWS configuration names none")
 	f.String(&cfg.AvailabilityZone, "availability-zone", "", "zone of pods whose nodes have no label topology.kubernetes.io/zone")

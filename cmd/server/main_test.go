@@ -65,6 +65,8 @@ func TestWrongFlagsExitWith2(t *testing.T) {
 		{[]string{"--session-duration=12h1s"}, []string{"session-duration", "from 15m0s to 12h0m0s"}},
 		{[]string{"--session-duration=900.5s"}, []string{"session-duration", "whole seconds"}},
 		{[]string{"--imdsv1", "false"}, []string{`"false"`, "--name=false"}},
+		{[]string{"--token-forwarder=kube-system"}, []string{"--token-forwarder", "NAMESPACE/NAME"}},
+		{[]string{"--token-forwarder=a/b", "--token-forwarder=a/B"}, []string{"--token-forwarder", "NAMESPACE/NAME"}},
 		{[]string{"--namespace="}, []string{"--namespace", "name"}},
 		{[]string{"--namespace=a/b"}, []string{"--namespace", "name"}},
 		{[]string{"--namespace=IAM"}, []string{"--namespace", "name"}},
@@ -95,13 +97,13 @@ func TestHelp(t *testing.T) {
 		for _, line := range []string{
 			`--log-level "info"`, `--log-encoding "json"`, `--aux-listen-on ":9090"`, `--debug "false"`, `--kubeconfig ""`,
 			`--listen-on ":8080"`, `--sts-rate-limit "10"`, `--sts-rate-burst "20"`, `--max-wait "15s"`, `--max-staleness "15m"`, `--drain "10s"`,
-			`--ready-within "10m"`, `--session-duration "1h"`, `--imdsv1 "true"`, `--namespace "iam4kube"`, `--region ""`, `--availability-zone ""`, `--version "false"`,
+			`--ready-within "10m"`, `--session-duration "1h"`, `--imdsv1 "true"`, `--namespace "iam4kube"`, `--region ""`, `--availability-zone ""`, `--token-forwarder ""`, `--version "false"`,
 		} {
 			if strings.Count(stdout, "  "+line+"\n") != 1 {
 				t.Errorf("%s: want the line %s in %s", argument, line, stdout)
 			}
 		}
-		if flags := strings.Count(stdout, "\n  --"); flags != 18 {
+		if flags := strings.Count(stdout, "\n  --"); flags != 19 {
 			t.Errorf("%s: %d flags", argument, flags)
 		}
 	}

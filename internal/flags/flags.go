@@ -217,6 +217,11 @@ func (s *Set) AddrPorts(target *[]netip.AddrPort, name, initial, usage string) {
 	}, usage)
 }
 
+// Strings adds a flag that accepts any text, and may be repeated.
+func (s *Set) Strings(target *[]string, name, usage string) {
+	addList(s, target, name, "", "", func(text string) (string, error) { return text, nil }, usage)
+}
+
 // String adds a flag that accepts any text.
 func (s *Set) String(target *string, name, initial, usage string) {
 	add(s, &value[string]{target: target, parse: func(text string) (string, error) { return text, nil }}, name, initial, usage)

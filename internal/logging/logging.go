@@ -41,6 +41,7 @@ const (
 	Outcome        = "outcome"
 	Pod            = "pod"
 	Port           = "port"
+	Proof          = "proof"
 	Reason         = "reason"
 	Region         = "region"
 	Removed        = "removed"

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"time"
 
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/validation"
 )
 
@@ -13,18 +14,21 @@ const minStaleness = 5 * time.Minute
 
 // Config is the server's flags; docs/server.md describes them.
 type Config struct {
-	ListenOn, AuxListenOn    string
-	Debug                    bool
-	Kubeconfig               string
-	Namespace                string
-	STSRateLimit             float64
-	STSRateBurst             int
-	SessionDuration          time.Duration
-	MaxWait                  time.Duration
-	Drain                    time.Duration
-	ReadyWithin              time.Duration
-	MaxStaleness             time.Duration // 0: no limit
-	IMDSv1                   bool
+	ListenOn, AuxListenOn string
+	Debug                 bool
+	Kubeconfig            string
+	Namespace             string
+	STSRateLimit          float64
+	STSRateBurst          int
+	SessionDuration       time.Duration
+	MaxWait               time.Duration
+	Drain                 time.Duration
+	ReadyWithin           time.Duration
+	MaxStaleness          time.Duration // 0: no limit
+	IMDSv1                bool
+	// TokenForwarders are ServiceAccounts whose pods may hand in the
+	// tokens of others, each NAMESPACE/NAME.
+	TokenForwarders          []string
 	Region, AvailabilityZone string
 }
 
@@ -40,6 +44,11 @@ func (c Config) Validate() error {
 	case len(validation.IsDNS1123Label(c.Namespace)) > 0:
 		return fmt.Errorf("--namespace %q: want the name of the server's own namespace, up to 63 lower-case letters, digits or -", c.Namespace)
 	}
+	for _, account := range c.TokenForwarders {
+		if name := splitName(account); len(validation.IsDNS1123Label(name.Namespace)) > 0 || len(validation.IsDNS1123Subdomain(name.Name)) > 0 {
+			return fmt.Errorf("--token-forwarder %q: want NAMESPACE/NAME of a ServiceAccount, such as kube-system/csi-secrets-store", account)
+		}
+	}
 	// The two stand in for labels, and pods get them as they are.
 	for name, value := range map[string]string{"region": c.Region, "availability-zone": c.AvailabilityZone} {
 		if len(validation.IsValidLabelValue(value)) > 0 {
@@ -47,4 +56,10 @@ func (c Config) Validate() error {
 		}
 	}
 	return nil
+}
+
+// splitName splits NAMESPACE/NAME.
+func splitName(text string) types.NamespacedName {
+	namespace, name, _ := strings.Cut(text, "/")
+	return types.NamespacedName{Namespace: namespace, Name: name}
 }

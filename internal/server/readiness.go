@@ -14,8 +14,9 @@ import (
 // Reasons for not being ready.
 var (
 	errDraining  = errors.New("draining: the server was told to stop")
-	errNotSynced = errors.New("the first list of pods, ServiceAccounts, nodes or the token key has not arrived")
+	errNotSynced = errors.New("the first list of pods, ServiceAccounts, nodes, namespaces or the token key has not arrived")
 	errNoKey     = errors.New("the Secret " + imdstoken.SecretName + " has no usable key")
+	errNoKeys    = errors.New("the API server has not told the keys of ServiceAccounts' tokens: does the server's ServiceAccount have get on /.well-known/openid-configuration and /openid/v1/jwks?")
 	errNotFilled = errors.New("roles known at the start have not been tried yet")
 )
 
@@ -25,17 +26,20 @@ type readiness struct {
 	peers   *peers
 	cache   *credentials.Cache
 	tokens  *imdstoken.Keys
+	// keysKnown says whether ServiceAccounts' tokens can be verified. It keeps the server
+	// from being ready no longer than roles do: who asks by his address needs none.
+	keysKnown func() bool
 	// fillWithin is how long after the first lists roles that were not tried, or in vain
 	// because of the server's own identity, still count.
 	fillWithin time.Duration
 
-	synced, filled, draining chan struct{}
+	synced, filled, late, draining chan struct{}
 }
 
-func newReadiness(watches *kube.Watches, peers *peers, cache *credentials.Cache, tokens *imdstoken.Keys, fillWithin time.Duration) *readiness {
+func newReadiness(watches *kube.Watches, peers *peers, cache *credentials.Cache, tokens *imdstoken.Keys, keysKnown func() bool, fillWithin time.Duration) *readiness {
 	return &readiness{
-		watches: watches, peers: peers, cache: cache, tokens: tokens, fillWithin: fillWithin,
-		synced: make(chan struct{}), filled: make(chan struct{}), draining: make(chan struct{}),
+		watches: watches, peers: peers, cache: cache, tokens: tokens, keysKnown: keysKnown, fillWithin: fillWithin,
+		synced: make(chan struct{}), filled: make(chan struct{}), late: make(chan struct{}), draining: make(chan struct{}),
 	}
 }
 
@@ -52,10 +56,19 @@ func (r *readiness) Run(ctx context.Context) error {
 	select {
 	case <-r.cache.Filled():
 	case <-timer.C:
+		close(r.late)
 	case <-ctx.Done():
 		return nil
 	}
 	close(r.filled)
+	if isClosed(r.late) {
+		return nil
+	}
+	select {
+	case <-timer.C:
+		close(r.late)
+	case <-ctx.Done():
+	}
 	return nil
 }
 
@@ -76,6 +89,8 @@ func (r *readiness) Err() error {
 			return fmt.Errorf("%w: %w", errNotFilled, failure)
 		}
 		return errNotFilled
+	case !r.keysKnown() && !isClosed(r.late):
+		return errNoKeys
 	}
 	if err := r.watches.Broken(); err != nil {
 		return err

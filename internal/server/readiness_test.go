@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -40,6 +41,7 @@ type rig struct {
 	*readiness
 	sts  chan error    // what STS answers to the next attempt
 	list chan struct{} // closed: the first list has arrived
+	keys atomic.Bool   // the keys of ServiceAccounts' tokens are known
 }
 
 func newRig(t *testing.T, fillWithin time.Duration) *rig {
@@ -52,7 +54,8 @@ func newRig(t *testing.T, fillWithin time.Duration) *rig {
 	cache := credentials.New(b, waiting.NewHub(1, 1), registry, log)
 	tokens := imdstoken.NewKeys(client.CoreV1().Secrets("iam4kube"), registry, log)
 	peers := newPeers(watches, func() []netip.Addr { return nil }, registry, log)
-	b.readiness = newReadiness(watches, peers, cache, tokens, fillWithin)
+	b.readiness = newReadiness(watches, peers, cache, tokens, b.keys.Load, fillWithin)
+	b.keys.Store(true)
 	follow := kube.Follow(watches, kube.Resource[*corev1.ConfigMap, string]{
 		Name:     "configmaps",
 		Selector: func(*metav1.ListOptions) {},

@@ -13,6 +13,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	k8smetadata "k8s.io/client-go/metadata"
 
@@ -26,6 +27,7 @@ import (
 	"github.com/iam4kube/iam4kube/internal/server/imdstoken"
 	"github.com/iam4kube/iam4kube/internal/server/metadata"
 	"github.com/iam4kube/iam4kube/internal/server/podevents"
+	"github.com/iam4kube/iam4kube/internal/server/podtoken"
 	"github.com/iam4kube/iam4kube/internal/server/sts"
 	"github.com/iam4kube/iam4kube/internal/server/waiting"
 )
@@ -52,6 +54,7 @@ type server struct {
 	index     *identity.Index
 	cache     *credentials.Cache
 	tokens    *imdstoken.Keys
+	podTokens *podtoken.Verifier
 	handler   *metadata.Server
 	peers     *peers
 	readiness *readiness
@@ -120,13 +123,18 @@ func (s *server) build(ctx context.Context) error {
 	hub := waiting.NewHub(waitersPerAddress, waitingPlaces(debug.SetMemoryLimit(-1)))
 	events := podevents.New(client.CoreV1(), s.registry, s.log)
 	s.cache = credentials.New(assumer, hub, s.registry, s.log)
-	s.index = identity.New(hub, s.cache, events, s.cfg.SessionDuration, s.registry)
+	var forwarders []types.NamespacedName
+	for _, account := range s.cfg.TokenForwarders {
+		forwarders = append(forwarders, splitName(account))
+	}
+	s.index = identity.New(hub, s.cache, events, s.cfg.SessionDuration, s.registry, forwarders...)
+	s.podTokens = podtoken.New(client.Discovery().RESTClient(), hub, s.registry, s.log)
 	s.tokens = imdstoken.NewKeys(client.CoreV1().Secrets(s.cfg.Namespace), s.registry, s.log)
 	s.watches = kube.NewWatches(reach, client.Discovery().RESTClient(), s.registry)
 	s.peers = newPeers(s.watches, func() []netip.Addr { return s.index.Replicas(ownAddresses()) }, s.registry, s.log)
-	s.readiness = newReadiness(s.watches, s.peers, s.cache, s.tokens, s.cfg.ReadyWithin)
+	s.readiness = newReadiness(s.watches, s.peers, s.cache, s.tokens, s.podTokens.Known, s.cfg.ReadyWithin)
 	s.handler = metadata.New(metadata.Config{
-		Identity: s.index, Credentials: s.cache, Tokens: s.tokens, Events: events, Hub: hub,
+		Identity: s.index, Credentials: s.cache, Tokens: s.tokens, PodTokens: s.podTokens, Events: events, Hub: hub,
 		MaxWait: s.cfg.MaxWait, IMDSv1: s.cfg.IMDSv1,
 		Region: s.cfg.Region, AvailabilityZone: s.cfg.AvailabilityZone,
 		Registry: s.registry, Log: s.log,
@@ -135,8 +143,9 @@ func (s *server) build(ctx context.Context) error {
 		kube.Follow(s.watches, s.index.Pods(client)),
 		kube.Follow(s.watches, s.index.ServiceAccounts(metadataClient)),
 		kube.Follow(s.watches, s.index.Nodes(client)),
+		kube.Follow(s.watches, s.index.Namespaces(metadataClient)),
 		kube.Follow(s.watches, s.tokens.Resource()),
-		s.watches.Run, s.peers.Run, newStaleness(s.watches, s.cfg.MaxStaleness, s.index.SetStale, s.registry, s.log).Run, s.tokens.Run, events.Run, s.cache.Run, s.readiness.Run,
+		s.watches.Run, s.peers.Run, newStaleness(s.watches, s.cfg.MaxStaleness, s.index.SetStale, s.registry, s.log).Run, s.tokens.Run, s.podTokens.Run, events.Run, s.cache.Run, s.readiness.Run,
 		func(ctx context.Context) error { return tellIdentity(ctx, assumer, s.log) },
 	}
 	return nil

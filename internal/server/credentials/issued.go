@@ -12,24 +12,36 @@ import (
 // Issued is the credentials that are handed out until the next refresh.
 type Issued struct {
 	*sts.Credentials
-	// document holds the secrets in clear text. It is unexported so that no encoder
-	// sees it.
-	document *atomic.Pointer[[]byte]
+	// documents hold the secrets in clear text. They are unexported so that no encoder
+	// sees them.
+	documents *[forms]atomic.Pointer[[]byte]
 }
 
+// Form is a protocol's form of a document.
+type Form int
+
+// Forms.
+const (
+	// FormMetadata is that of EC2's metadata service, FormContainer that of the container
+	// credentials protocol.
+	FormMetadata Form = iota
+	FormContainer
+	forms
+)
+
 func newIssued(c *sts.Credentials) *Issued {
-	return &Issued{Credentials: c, document: &atomic.Pointer[[]byte]{}}
+	return &Issued{Credentials: c, documents: &[forms]atomic.Pointer[[]byte]{}}
 }
 
 // Document is what render makes of the credentials, with the secrets in clear text. It
 // is made when it is first asked for and then kept: do not change it, and pass the same
-// render every time.
-func (i *Issued) Document(render func(*sts.Credentials) []byte) []byte {
-	if document := i.document.Load(); document != nil {
+// render for a form every time.
+func (i *Issued) Document(form Form, render func(*sts.Credentials) []byte) []byte {
+	if document := i.documents[form].Load(); document != nil {
 		return *document
 	}
 	document := render(i.Credentials)
-	i.document.Store(&document) // of those who come at once, the last one's stays
+	i.documents[form].Store(&document) // of those who come at once, the last one's stays
 	return document
 }
 

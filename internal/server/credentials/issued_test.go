@@ -22,14 +22,14 @@ func TestDocumentIsMadeOnce(t *testing.T) {
 		return []byte(c.AccessKeyID)
 	}
 	for range 3 {
-		if got := string(issued.Document(render)); got != issued.AccessKeyID {
+		if got := string(issued.Document(FormMetadata, render)); got != issued.AccessKeyID {
 			t.Errorf("got %q", got)
 		}
 	}
 	if made != 1 {
 		t.Errorf("made %d times", made)
 	}
-	if next := newIssued(issuedFor(time.Hour)); len(next.Document(render)) == 0 || made != 2 {
+	if next := newIssued(issuedFor(time.Hour)); len(next.Document(FormMetadata, render)) == 0 || made != 2 {
 		t.Errorf("made %d times for two", made)
 	}
 }
@@ -37,7 +37,7 @@ func TestDocumentIsMadeOnce(t *testing.T) {
 // No way to print, log or encode credentials shows a secret, by accident or not.
 func TestIssuedShowsNoSecret(t *testing.T) {
 	issued := newIssued(issuedFor(time.Hour))
-	issued.Document(func(c *sts.Credentials) []byte { return []byte(c.SecretAccessKey.Reveal() + c.SessionToken.Reveal()) })
+	issued.Document(FormContainer, func(c *sts.Credentials) []byte { return []byte(c.SecretAccessKey.Reveal() + c.SessionToken.Reveal()) })
 	for _, value := range []any{issued, *issued, []*Issued{issued}, []Issued{*issued}, map[string]any{"a": *issued}} {
 		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "%d", "%t", "%c", "%U", "%o", "%b", "%e", "%z"} {
 			refuseSecret(t, fmt.Sprintf(verb, value), "%T as %s", value, verb)

@@ -18,15 +18,17 @@ type Piece string
 
 // Pieces in the order in which a request finds them.
 const (
-	Pod            Piece = "pod"             // no pod is known on the source address
+	TokenKeys      Piece = "token-keys"      // the key of the caller's token is not known
+	Pod            Piece = "pod"             // no pod is known on the source address, or that of the token is not
 	SinglePod      Piece = "single-pod"      // more than one live pod claims it
+	Namespace      Piece = "namespace"       // the pod's namespace is not known
 	ServiceAccount Piece = "service-account" // the pod's ServiceAccount is not known
 	RoleAnnotation Piece = "role-annotation" // the ServiceAccount names no role
 	Credentials    Piece = "credentials"     // STS has not answered for the role
 )
 
 // Pieces lists every Piece.
-var Pieces = []Piece{Pod, SinglePod, ServiceAccount, RoleAnnotation, Credentials}
+var Pieces = []Piece{TokenKeys, Pod, SinglePod, Namespace, ServiceAccount, RoleAnnotation, Credentials}
 
 // Refusal names why a request gets nothing, whatever may appear.
 type Refusal string
@@ -38,6 +40,15 @@ const (
 	// NodeAddress: the source address is a node's, that of a hostNetwork pod or of a
 	// pod whose traffic is masqueraded on its way. Whose request it is cannot be told.
 	NodeAddress Refusal = "node-address"
+	// BadToken: the token proves nothing.
+	BadToken Refusal = "bad-token"
+	// TokenRequired: pods of the namespace are known by tokens alone.
+	TokenRequired Refusal = "token-required"
+	// PodGone, AccountGone: the token's pod or ServiceAccount does not live any more.
+	PodGone     Refusal = "pod-gone"
+	AccountGone Refusal = "service-account-gone"
+	// OtherPod: the token came from the address of another pod.
+	OtherPod Refusal = "other-pod"
 	// BadAnnotation: what the ServiceAccount's annotations say is wrong.
 	BadAnnotation Refusal = "bad-annotation"
 	// Denied: STS does not give the role.
@@ -56,14 +67,17 @@ const (
 	CredentialsUnavailable Reason = "IAMCredentialsUnavailable"
 	AccountMissing         Reason = "IAMServiceAccountMissing"
 	AddressAmbiguous       Reason = "IAMPodAddressAmbiguous"
+	TokenMissing           Reason = "IAMPodTokenMissing"
 )
 
 // Reasons lists every Reason.
-var Reasons = []Reason{Serving, AnnotationInvalid, RoleMissing, RoleDenied, CredentialsUnavailable, AccountMissing, AddressAmbiguous}
+var Reasons = []Reason{Serving, AnnotationInvalid, RoleMissing, RoleDenied, CredentialsUnavailable, AccountMissing, AddressAmbiguous, TokenMissing}
 
 // Subject is whom a Diagnosis is about, as far as he is known.
 type Subject struct {
 	Address netip.Addr
+	// ByToken is that Pod and ServiceAccount are known by a token, and not by Address.
+	ByToken bool
 	// Pod is NAMESPACE/NAME, empty where no request is meant but all pods of the
 	// ServiceAccount, which is its name alone.
 	Pod, ServiceAccount string
@@ -90,13 +104,25 @@ type Diagnosis struct {
 func (s Subject) Missing(piece Piece) Diagnosis {
 	d := Diagnosis{Missing: piece}
 	switch piece {
+	case TokenKeys:
+		d.Text = fmt.Sprintf("missing token-keys: the token's signature cannot be verified (source address %s): %s. The server keeps asking.", s.Address, s.Why)
 	case Pod:
+		if s.ByToken {
+			d.Text = fmt.Sprintf("missing pod: pod %s, to which the token is bound, is not known with the UID in the token (source address %s). If it was deleted, its token is of no use any more.", s.Pod, s.Address)
+			break
+		}
 		d.Text = fmt.Sprintf("missing pod: no running pod is known on source address %s. If that is not the pod's address (status.podIPs), its traffic is masqueraded (SNAT) on its way: exclude the metadata address from that.", s.Address)
 	case SinglePod:
 		d.Reason = AddressAmbiguous
 		d.Text = fmt.Sprintf("missing single-pod: more than one live pod claims source address %s, so the request is nobody's. It is served as soon as one of them is left.", s.Address)
+	case Namespace:
+		d.Text = fmt.Sprintf("missing namespace: the namespace of pod %s (source address %s) is not known yet, so not whether its pods need tokens.", s.Pod, s.Address)
 	case ServiceAccount:
 		d.Reason = AccountMissing
+		if s.ByToken {
+			d.Text = fmt.Sprintf("missing service-account: ServiceAccount %s of pod %s does not exist with the UID in the token (source address %s). If it was made anew, so has to be the pod.", s.ServiceAccount, s.Pod, s.Address)
+			break
+		}
 		d.Text = fmt.Sprintf("missing service-account: ServiceAccount %s of pod %s (source address %s) does not exist. Create it with the annotation %s.", s.ServiceAccount, s.Pod, s.Address, role.AnnotationARN)
 	case RoleAnnotation:
 		d.Reason = RoleMissing
@@ -120,6 +146,17 @@ func (s Subject) Refused(refusal Refusal) Diagnosis {
 		d.Text = fmt.Sprintf("stale: this server has heard nothing from the API server for longer than --max-staleness, so source address %s may have another owner than it knows. It answers again as soon as it hears.", s.Address)
 	case NodeAddress:
 		d.Text = fmt.Sprintf("source address %s is a node's, so no pod can be told from it. Pods with hostNetwork cannot be served; for others, traffic to the metadata address is masqueraded (SNAT) on its way: exclude it.", s.Address)
+	case BadToken:
+		d.Text = fmt.Sprintf("the token in the header Authorization is refused: %s (source address %s).", s.Why, s.Address)
+	case TokenRequired:
+		d.Reason = TokenMissing
+		d.Text = fmt.Sprintf("the namespace of pod %s (source address %s) has the label iam4kube.io/identity: token, so its pods get credentials by their tokens alone, from /v1/credentials. See docs/tokens.md.", s.Pod, s.Address)
+	case PodGone:
+		d.Text = fmt.Sprintf("pod %s, to which the token is bound, has ended or was replaced by another of the same name (source address %s). The new pod has a token of its own.", s.Pod, s.Address)
+	case AccountGone:
+		d.Text = fmt.Sprintf("ServiceAccount %s of pod %s was made anew after the token (source address %s). Restart the pod.", s.ServiceAccount, s.Pod, s.Address)
+	case OtherPod:
+		d.Text = fmt.Sprintf("the token is that of pod %s, and the source address %s is another pod's. Only ServiceAccounts named by --token-forwarder may hand in the tokens of others.", s.Pod, s.Address)
 	case BadAnnotation:
 		d.Reason = AnnotationInvalid
 		d.Text = fmt.Sprintf("ServiceAccount %s of pod %s gives no IAM role: %s. Correct the annotation; no restart is needed.", s.ServiceAccount, s.Pod, s.Why)

@@ -29,7 +29,7 @@ func TestEveryPieceSaysWhatIsMissing(t *testing.T) {
 		if !strings.HasPrefix(d.Text, "missing "+string(piece)+": ") || !strings.Contains(d.Text, "source address 10.0.0.1") {
 			t.Errorf("%s: %s", piece, d.Text)
 		}
-		if hasPod := strings.Contains(d.Text, "pod shop/orders-0"); hasPod != (piece != Pod && piece != SinglePod) {
+		if hasPod := strings.Contains(d.Text, "pod shop/orders-0"); hasPod != (piece != TokenKeys && piece != Pod && piece != SinglePod) {
 			t.Errorf("%s: %s", piece, d.Text)
 		}
 	}
@@ -71,6 +71,26 @@ func TestDenialSaysWhatWasSent(t *testing.T) {
 		r.ExternalID, s.Role = id, &r
 		if text := s.Refused(Denied).Text; !strings.Contains(text, says) || len(text) > 800 {
 			t.Errorf("%q does not say %q", text, says)
+		}
+	}
+}
+
+// What a token says, and what an address, is told apart.
+func TestTextsOfTokens(t *testing.T) {
+	s := subject
+	s.ByToken = true
+	for _, piece := range []Piece{Pod, ServiceAccount} {
+		if text := s.Missing(piece).Text; text == subject.Missing(piece).Text || !strings.Contains(text, "shop/orders-0") || !strings.Contains(text, "token") {
+			t.Errorf("%s: %s", piece, text)
+		}
+	}
+	for _, refusal := range []Refusal{BadToken, TokenRequired, PodGone, AccountGone, OtherPod} {
+		d := s.Refused(refusal)
+		if d.Refusal != refusal || !strings.Contains(d.Text, "source address 10.0.0.1") || (d.Reason != "") != (refusal == TokenRequired) {
+			t.Errorf("%s: %+v", refusal, d)
+		}
+		if hasPod := strings.Contains(d.Text, "shop/orders-0"); hasPod == (refusal == BadToken) {
+			t.Errorf("%s: %s", refusal, d.Text)
 		}
 	}
 }

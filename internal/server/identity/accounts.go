@@ -1,6 +1,8 @@
 package identity
 
 import (
+	"time"
+
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -12,6 +14,8 @@ import (
 // which can hold 256 KiB, that is what they say: at most 2 KB, whoever wrote them.
 type ServiceAccount struct {
 	Namespace, Name string
+	UID             types.UID
+	Created         time.Time
 	// Role is nil if there is no role annotation, or a wrong one.
 	Role *role.Role
 	// Wrong is why the annotations give no role, empty if nothing is wrong with them.
@@ -26,6 +30,11 @@ func (s *ServiceAccount) key() types.NamespacedName {
 type account struct {
 	// exists is false before it is seen and after it is deleted.
 	exists bool
+	// uid and created, in seconds of Unix time, are its own, also after it is deleted.
+	uid     types.UID
+	created int64
+	// namespace is what is known of its namespace.
+	namespace *namespace
 	// role is what its annotations say. It outlives the ServiceAccount as long as
 	// pods do: those that terminate are still served.
 	role *role.Role
@@ -52,7 +61,7 @@ func (a *account) remove(p *Pod) {
 }
 
 func (x *Index) keepServiceAccount(s *metav1.PartialObjectMetadata) *ServiceAccount {
-	kept := &ServiceAccount{Namespace: shared(s.Namespace), Name: s.Name}
+	kept := &ServiceAccount{Namespace: shared(s.Namespace), Name: s.Name, UID: s.UID, Created: s.CreationTimestamp.Time}
 	var err error
 	if kept.Role, err = role.FromAnnotations(kept.Namespace, kept.Name, s.Annotations, x.defaultDuration); err != nil {
 		kept.Wrong = err.Error()
@@ -65,7 +74,8 @@ func (x *Index) keepServiceAccount(s *metav1.PartialObjectMetadata) *ServiceAcco
 func (x *Index) accountOf(key types.NamespacedName) *account {
 	a := x.accounts[key]
 	if a == nil {
-		a = &account{}
+		a = &account{namespace: x.namespaceOf(key.Namespace)}
+		a.namespace.accounts++
 		x.accounts[key] = a
 	}
 	return a
@@ -75,6 +85,9 @@ func (x *Index) accountOf(key types.NamespacedName) *account {
 func (x *Index) setAccount(s *ServiceAccount) {
 	a := x.accountOf(s.key())
 	news := s.Wrong != "" && s.Wrong != a.wrong
+	if a.uid != s.UID {
+		x.publish(func() { a.uid, a.created = s.UID, s.Created.Unix() })
+	}
 	x.publishAccount(a, true, s.Role, s.Wrong)
 	if news {
 		x.reportPods(a, badAnnotation(s.Name, s.Wrong))
@@ -111,6 +124,8 @@ func (x *Index) release(key types.NamespacedName) {
 	if a := x.accounts[key]; a != nil && !a.exists && len(a.pods) == 0 {
 		x.publishAccount(a, false, nil, "")
 		delete(x.accounts, key)
+		a.namespace.accounts--
+		x.releaseNamespace(key.Namespace)
 	}
 }
 

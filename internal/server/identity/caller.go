@@ -3,16 +3,45 @@ package identity
 import (
 	"net/netip"
 
+	"k8s.io/apimachinery/pkg/types"
+
 	"github.com/iam4kube/iam4kube/internal/server/diagnosis"
 	"github.com/iam4kube/iam4kube/internal/server/role"
 )
 
-// Claim is what a request says of who sends it. It is comparable: requests with equal
-// claims are one caller's.
+// Claim is what a request says of who sends it.
 type Claim struct {
 	// Address is where the request came from, unmapped and without a zone.
 	Address netip.Addr
+	// Token is what a verified token says, nil without one.
+	Token *Token
 }
+
+// Token is what a token of a ServiceAccount that is bound to a pod says.
+type Token struct {
+	Namespace, Pod    string
+	PodUID            types.UID
+	ServiceAccount    string
+	ServiceAccountUID types.UID
+	// Issued is when, in seconds of Unix time.
+	Issued int64
+}
+
+func (t Token) key() types.NamespacedName {
+	return types.NamespacedName{Namespace: t.Namespace, Name: t.Pod}
+}
+
+// Who is whoever makes the claim, the same for all requests of one pod: its UID if that is
+// proven, else its address.
+func (c Claim) Who() any {
+	if c.Token != nil {
+		return c.Token.PodUID
+	}
+	return c.Address
+}
+
+// podKey is the key in the waiting.Hub that is woken when a pod of that name changes.
+type podKey types.NamespacedName
 
 // Caller is what is known at one moment of whoever makes a claim.
 type Caller struct {
@@ -34,15 +63,30 @@ type Caller struct {
 
 // Keys are what to watch to learn of any change to the Caller.
 func (c Caller) Keys() []any {
-	if c.Pod == nil {
-		return []any{c.Claim.Address}
+	keys := []any{c.Claim.Address}
+	if c.Claim.Token != nil {
+		keys = append(keys, podKey(c.Claim.Token.key()))
 	}
-	return []any{c.Claim.Address, c.Pod.accountKey()}
+	if c.Pod != nil {
+		keys = append(keys, c.Pod.accountKey(), namespaceKey(c.Pod.Namespace))
+	}
+	return keys
+}
+
+// Proof is how the caller is known: by his token or his address.
+func (c Caller) Proof() string {
+	if c.Claim.Token != nil {
+		return "token"
+	}
+	return "address"
 }
 
 // Subject is the Caller as a diagnosis names him.
 func (c Caller) Subject() diagnosis.Subject {
 	s := diagnosis.Subject{Address: c.Claim.Address, Role: c.Role, Why: c.Wrong}
+	if t := c.Claim.Token; t != nil {
+		s.ByToken, s.Pod, s.ServiceAccount = true, t.Namespace+"/"+t.Pod, t.ServiceAccount
+	}
 	if c.Pod != nil {
 		s.Pod, s.ServiceAccount = c.Pod.Namespace+"/"+c.Pod.Name, c.Pod.ServiceAccount
 	}
@@ -54,6 +98,9 @@ func (x *Index) Lookup(claim Claim) Caller {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	caller := Caller{Claim: claim}
+	if claim.Token != nil {
+		return x.bearer(caller)
+	}
 	if x.stale.Load() {
 		caller.Refusal = diagnosis.Stale
 		return caller
@@ -72,6 +119,19 @@ func (x *Index) Lookup(claim Claim) Caller {
 		caller.Claimants = pods
 		return caller
 	}
+	switch a := caller.Pod.account; {
+	case !a.namespace.known:
+		caller.Missing = diagnosis.Namespace
+		return caller
+	case a.namespace.tokensOnly:
+		caller.Refusal = diagnosis.TokenRequired
+		return caller
+	}
+	return withRole(caller)
+}
+
+// withRole adds what the pod's ServiceAccount says. It needs Index.mu.
+func withRole(caller Caller) Caller {
 	a := caller.Pod.account
 	switch {
 	case a.exists && a.wrong != "":
@@ -84,4 +144,56 @@ func (x *Index) Lookup(claim Claim) Caller {
 		caller.Missing = diagnosis.RoleAnnotation
 	}
 	return caller
+}
+
+// bearer answers whose token it is. The token's pod and ServiceAccount have to be those that
+// live now, by their UIDs: what is not known yet may still come, unless the one that has the
+// name now was made after the token. It needs mu.
+func (x *Index) bearer(caller Caller) Caller {
+	t := caller.Claim.Token
+	p := x.pods[t.key()]
+	switch {
+	case p == nil:
+		caller.Missing = diagnosis.Pod
+		return caller
+	case p.UID != t.PodUID:
+		caller.Missing = diagnosis.Pod
+		if p.Created.Unix() > t.Issued {
+			caller.Missing, caller.Refusal = "", diagnosis.PodGone
+		}
+		return caller
+	case p.Ended, p.Static, p.ServiceAccount != t.ServiceAccount:
+		caller.Refusal = diagnosis.PodGone
+		return caller
+	case x.contradicts(caller.Claim.Address, p):
+		caller.Refusal = diagnosis.OtherPod
+		return caller
+	}
+	caller.Pod = p
+	if a := p.account; a.uid != t.ServiceAccountUID {
+		caller.Missing = diagnosis.ServiceAccount
+		if a.exists && a.created > t.Issued {
+			caller.Missing, caller.Refusal = "", diagnosis.AccountGone
+		}
+		return caller
+	}
+	return withRole(caller)
+}
+
+// contradicts says that the address is other pods', none of which may hand in the tokens of
+// others: whoever has the token has stolen it. It needs mu.
+func (x *Index) contradicts(a netip.Addr, p *Pod) bool {
+	if x.isNodeAddress(a) {
+		return false
+	}
+	if _, ok := x.unsettled[a]; ok {
+		return false
+	}
+	pods := x.addresses[a]
+	for _, other := range pods {
+		if _, forwards := x.forwarders[other.accountKey()]; other == p || forwards {
+			return false
+		}
+	}
+	return len(pods) > 0
 }

@@ -33,6 +33,13 @@ func (t transition) addresses() iter.Seq[netip.Addr] {
 	}
 }
 
+func (t transition) key() types.NamespacedName {
+	if t.after != nil {
+		return t.after.key()
+	}
+	return t.before.key()
+}
+
 // set is the transition to this state of a pod, if it is one. It needs changes.
 func (x *Index) set(p *Pod) []transition {
 	before := x.pods[p.key()]

@@ -58,12 +58,23 @@ func newWorld() *world {
 	return w
 }
 
-func (w *world) setPod(p *corev1.Pod)    { podSink{w.Index}.Set(w.known(keepPod(p.DeepCopy()))) }
+// sees makes the namespace known. The order of namespaces and others is a test's of its own.
+func (w *world) sees(namespace string) {
+	if n := w.namespaces[namespace]; n == nil || !n.known {
+		namespaceSink{w.Index}.Set(&Namespace{Name: namespace})
+	}
+}
+
+func (w *world) setPod(p *corev1.Pod) {
+	w.sees(p.Namespace)
+	podSink{w.Index}.Set(w.known(keepPod(p.DeepCopy())))
+}
 func (w *world) deletePod(p *corev1.Pod) { podSink{w.Index}.Delete(w.known(keepPod(p.DeepCopy()))) }
 
 func (w *world) listPods(pods ...*corev1.Pod) {
 	var kept []*Pod
 	for _, p := range pods {
+		w.sees(p.Namespace)
 		kept = append(kept, w.known(keepPod(p.DeepCopy())))
 	}
 	podSink{w.Index}.Replace(kept)

@@ -48,9 +48,12 @@ type Index struct {
 	// it may read everything; it is locked before mu.
 	changes sync.Mutex
 	// listed is set with the first full list of pods.
-	listed   bool
-	pods     map[types.NamespacedName]*Pod
-	accounts map[types.NamespacedName]*account
+	listed     bool
+	pods       map[types.NamespacedName]*Pod
+	accounts   map[types.NamespacedName]*account
+	namespaces map[string]*namespace
+	// forwarders are the ServiceAccounts whose pods may hand in the tokens of others.
+	forwarders map[types.NamespacedName]struct{}
 	// left are the accounts that lost a pod during the present change.
 	left []types.NamespacedName
 
@@ -68,16 +71,22 @@ type Index struct {
 	podCIDRs map[netip.Prefix]int
 }
 
-// New returns an empty Index. Waiters of hub wait for the keys that Caller names.
-func New(hub *waiting.Hub, roles Roles, observer Observer, defaultDuration time.Duration, registry prometheus.Registerer) *Index {
+// New returns an empty Index. Waiters of hub wait for the keys that Caller names. The pods
+// of the forwarders, which are ServiceAccounts, may hand in the tokens of others.
+func New(hub *waiting.Hub, roles Roles, observer Observer, defaultDuration time.Duration, registry prometheus.Registerer, forwarders ...types.NamespacedName) *Index {
 	x := &Index{
 		hub: hub, roles: roles, observer: observer, defaultDuration: defaultDuration,
-		pods:      map[types.NamespacedName]*Pod{},
-		addresses: map[netip.Addr][]*Pod{},
-		hosts:     map[netip.Addr]map[string]int{},
-		accounts:  map[types.NamespacedName]*account{},
-		nodes:     map[string]Node{},
-		podCIDRs:  map[netip.Prefix]int{},
+		pods:       map[types.NamespacedName]*Pod{},
+		addresses:  map[netip.Addr][]*Pod{},
+		hosts:      map[netip.Addr]map[string]int{},
+		accounts:   map[types.NamespacedName]*account{},
+		nodes:      map[string]Node{},
+		podCIDRs:   map[netip.Prefix]int{},
+		namespaces: map[string]*namespace{},
+		forwarders: map[types.NamespacedName]struct{}{},
+	}
+	for _, account := range forwarders {
+		x.forwarders[account] = struct{}{}
 	}
 	registry.MustRegister(collector{x})
 	return x

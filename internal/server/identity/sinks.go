@@ -48,6 +48,19 @@ func (x *Index) ServiceAccounts(client metadata.Interface) kube.Resource[*metav1
 	}
 }
 
+// Namespaces follows the metadata of the cluster's namespaces.
+func (x *Index) Namespaces(client metadata.Interface) kube.Resource[*metav1.PartialObjectMetadata, *Namespace] {
+	all := client.Resource(corev1.SchemeGroupVersion.WithResource("namespaces"))
+	return kube.Resource[*metav1.PartialObjectMetadata, *Namespace]{
+		Name:     "namespaces",
+		Selector: func(*metav1.ListOptions) {},
+		List:     func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return all.List(ctx, o) },
+		Watch:    func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) { return all.Watch(ctx, o) },
+		Keep:     keepNamespace,
+		Sink:     namespaceSink{x},
+	}
+}
+
 // Nodes follows the cluster's nodes. Their metadata would not do: the ranges of pods'
 // addresses are in the spec.
 func (x *Index) Nodes(client kubernetes.Interface) kube.Resource[*corev1.Node, *Node] {
@@ -108,6 +121,7 @@ func (s podSink) take(transitions func() []transition) {
 		for a := range t.addresses() {
 			s.hub.Wake(a)
 		}
+		s.hub.Wake(podKey(t.key()))
 	}
 }
 

@@ -14,6 +14,8 @@ import (
 type answer struct {
 	status int
 	body   []byte
+	// json is the body's Content-Type, which else is text/plain.
+	json bool
 	// retry sets Retry-After.
 	retry bool
 	// failure says what to tell on the pod and in the log, and refusal what to tell in the
@@ -53,12 +55,14 @@ func failed(c identity.Caller, d diagnosis.Diagnosis) answer {
 // status is what a diagnosis is in HTTP.
 func status(d diagnosis.Diagnosis) int {
 	switch {
-	case d.Refusal == diagnosis.NodeAddress, d.Refusal == diagnosis.Denied:
-		return http.StatusForbidden
+	case d.Refusal == diagnosis.BadToken:
+		return http.StatusUnauthorized
 	case d.Refusal == diagnosis.BadAnnotation, d.Missing == diagnosis.RoleAnnotation:
 		return http.StatusNotFound
+	case d.Refusal == diagnosis.Stale, d.Missing != "":
+		return http.StatusServiceUnavailable
 	}
-	return http.StatusServiceUnavailable
+	return http.StatusForbidden
 }
 
 func notFound() answer {
@@ -77,8 +81,12 @@ func refused(c identity.Caller) answer {
 	return failed(c, c.Subject().Refused(c.Refusal))
 }
 
-// missing answers when the wait for a piece has ended.
+// missing answers when the wait for a piece has ended. A pod is older than its token: if the
+// token is old and the pod still not there, it will not come.
 func missing(c identity.Caller, lastFailure *sts.Error) answer {
+	if t := c.Claim.Token; t != nil && c.Missing == diagnosis.Pod && time.Since(time.Unix(t.Issued, 0)) > annotationWait {
+		return failed(c, c.Subject().Refused(diagnosis.PodGone))
+	}
 	return failed(c, because(c, lastFailure).Missing(c.Missing))
 }
 

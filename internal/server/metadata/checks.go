@@ -64,7 +64,7 @@ func (s *Server) tokenAccepted(r *http.Request, e endpoint, from netip.Addr) boo
 	tokens := r.Header[headerToken]
 	switch len(tokens) {
 	case 0:
-		return s.cfg.IMDSv1 || e == endpointReady
+		return s.cfg.IMDSv1 || e == endpointReady || e == endpointContainer
 	case 1:
 		return s.cfg.Tokens.Verify(tokens[0], from)
 	}

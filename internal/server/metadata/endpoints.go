@@ -21,11 +21,12 @@ const annotationWait = time.Minute
 // for one.
 type view struct {
 	answer *answer
-	// missing, keys, namespace and giveUp are set if answer is nil: what to wait for, what
-	// to watch meanwhile, in whose places to wait, and what to answer when the wait has
-	// ended.
+	// missing, keys, who, namespace and giveUp are set if answer is nil: what to wait for,
+	// what to watch meanwhile, who waits and in whose places, and what to answer when the
+	// wait has ended.
 	missing   diagnosis.Piece
 	keys      []any
+	who       any
 	namespace string
 	giveUp    func() answer
 	// until ends the wait early, unless it is zero.
@@ -38,6 +39,7 @@ func wait(c identity.Caller, lastFailure *sts.Error) view {
 	v := view{
 		missing: c.Missing,
 		keys:    c.Keys(),
+		who:     c.Claim.Who(),
 		giveUp:  func() answer { return missing(c, lastFailure) },
 	}
 	if c.Pod != nil {
@@ -126,7 +128,7 @@ func (s *Server) roleView(claim identity.Claim) view {
 func (s *Server) credentialsView(claim identity.Claim, name string) view {
 	return s.viewCredentials(claim, name, true, func(c identity.Caller, issued *credentials.Issued) answer {
 		s.served(c, issued)
-		return answer{status: http.StatusOK, body: issued.Document(credentialsDocument)}
+		return answer{status: http.StatusOK, body: issued.Document(credentials.FormMetadata, credentialsDocument)}
 	}, deniedAsEC2)
 }
 

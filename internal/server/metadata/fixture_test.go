@@ -66,6 +66,8 @@ func newServer(t testing.TB, maxWait time.Duration) *Server {
 	tokens := imdstoken.NewKeys(nil, registry, log)
 
 	tokens.Resource().Sink.Set(&corev1.Secret{Data: map[string][]byte{imdstoken.CurrentKey: make([]byte, imdstoken.MinKeyLength)}})
+	namespaces := index.Namespaces(metadataClient)
+	namespaces.Sink.Set(namespaces.Keep(&metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Name: "default"}}))
 	accounts := index.ServiceAccounts(metadataClient)
 	accounts.Sink.Set(accounts.Keep(&metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{
 		Namespace: "default", Name: "app", Annotations: map[string]string{role.AnnotationARN: "arn:aws:iam::123456789012:role/team/" + roleName},

@@ -30,6 +30,7 @@ const (
 	refusedProxy     refusalKind = "proxy"
 	refusedHost      refusalKind = "host"
 	refusedToken     refusalKind = "token"
+	refusedPodToken  refusalKind = "bad-token"
 	refusedOtherRole refusalKind = "other-role"
 	refusedTooMany   refusalKind = "too-many"
 )

@@ -1,7 +1,7 @@
 // Package metadata is the server's HTTP edge: a small, closed-by-default part of
-// EC2's instance metadata service (IMDS). It owns paths, headers, statuses and
-// texts, and the waiting of requests for what is still missing. Who calls and
-// what the credentials are it asks of others.
+// EC2's instance metadata service (IMDS), and the container credentials protocol. It
+// owns paths, headers, statuses and texts, and the waiting of requests for what is
+// still missing. Who calls and what the credentials are it asks of others.
 package metadata
 
 import (
@@ -9,6 +9,7 @@ import (
 	"crypto/ed25519"
 	"net/http"
 	"net/url"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -21,6 +22,7 @@ import (
 	"github.com/iam4kube/iam4kube/internal/server/identity"
 	"github.com/iam4kube/iam4kube/internal/server/imdstoken"
 	"github.com/iam4kube/iam4kube/internal/server/podevents"
+	"github.com/iam4kube/iam4kube/internal/server/podtoken"
 	"github.com/iam4kube/iam4kube/internal/server/waiting"
 )
 
@@ -30,6 +32,7 @@ type Config struct {
 	Identity    *identity.Index
 	Credentials *credentials.Cache
 	Tokens      *imdstoken.Keys
+	PodTokens   *podtoken.Verifier
 	Events      *podevents.Recorder
 	Hub         *waiting.Hub
 	// MaxWait is the longest that a request waits for what is missing.
@@ -66,9 +69,14 @@ func (s *Server) Drain() { s.draining.Store(true) }
 var (
 	headerServer = []string{"iam4kube"}
 	headerText   = []string{"text/plain"}
+	headerJSON   = []string{"application/json"}
 	headerClose  = []string{"close"}
 	headerRetry  = []string{"1"}
 )
+
+// netHTTPBuffer is the longest answer of which net/http tells the length by itself; a longer
+// one it would send in chunks, and not every client takes those.
+const netHTTPBuffer = 2048
 
 // bodyTimeout bounds how long a client may take to send a body, which nothing here
 // reads.
@@ -91,7 +99,16 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if a.retry {
 		header["Retry-After"] = headerRetry
 	}
+	if t.endpoint == endpointContainer {
+		a = a.asContainerError()
+	}
 	header["Content-Type"] = headerText
+	if a.json {
+		header["Content-Type"] = headerJSON
+	}
+	if len(a.body) > netHTTPBuffer {
+		header["Content-Length"] = []string{strconv.Itoa(len(a.body))}
+	}
 	w.WriteHeader(a.status)
 	_, _ = w.Write(a.body) // the client's connection, the client's loss
 	s.metrics.request(t.endpoint, a.status, time.Since(start))
@@ -127,13 +144,17 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, t target) answer
 		w.Header()["Allow"] = []string{t.endpoint.method()}
 		return text(http.StatusMethodNotAllowed, "iam4kube: method not allowed")
 	}
+	authorization := r.Header["Authorization"]
 	// What the client sent is not kept while its request waits: a map of many short lines
 	// takes 20 times their size.
 	r.Header, r.URL, r.RequestURI = nil, nil, ""
-	if t.endpoint == endpointReady {
+	switch t.endpoint {
+	case endpointReady:
 		return s.ready(r.Context(), w.Header(), claim, t.query)
+	case endpointContainer:
+		return s.containerCredentials(r.Context(), claim, authorization)
 	}
-	return s.await(r.Context(), claim, s.cfg.MaxWait, func() view { return s.look(claim, t) })
+	return s.await(r.Context(), s.cfg.MaxWait, func() view { return s.look(claim, t) })
 }
 
 func (s *Server) look(claim identity.Claim, t target) view {
@@ -150,7 +171,7 @@ func (s *Server) look(claim identity.Claim, t target) view {
 		return s.regionView(claim)
 	case endpointDocument:
 		return s.documentView(claim)
-	case endpointToken, endpointReady, endpointNone:
+	case endpointToken, endpointContainer, endpointReady, endpointNone:
 	}
 	return done(notFound())
 }
@@ -168,7 +189,7 @@ func (s *Server) ready(ctx context.Context, header http.Header, claim identity.C
 			return text(http.StatusBadRequest, "iam4kube: wait must be a duration such as 5s")
 		}
 	}
-	a := s.await(ctx, claim, min(wait, s.cfg.MaxWait), func() view { return s.readyView(claim) })
+	a := s.await(ctx, min(wait, s.cfg.MaxWait), func() view { return s.readyView(claim) })
 	if pod := s.cfg.Identity.Lookup(claim).Pod; pod != nil {
 		header["X-Iam4kube-Pod"] = []string{pod.Namespace + "/" + pod.Name}
 	}
@@ -187,10 +208,10 @@ const patience = 900 * time.Millisecond
 // await looks until there is an answer, the time is over or the client is gone.
 // Between two looks it sleeps until something changed that the last one depended
 // on.
-func (s *Server) await(ctx context.Context, claim identity.Claim, most time.Duration, look func() view) answer {
+func (s *Server) await(ctx context.Context, most time.Duration, look func() view) answer {
 	v := look()
 	if v.answer == nil {
-		v.answer = s.wait(ctx, claim, time.Now().Add(most), v, look)
+		v.answer = s.wait(ctx, time.Now().Add(most), v, look)
 	}
 	if v.answer.failure != nil {
 		s.tell(v.answer)
@@ -198,7 +219,7 @@ func (s *Server) await(ctx context.Context, claim identity.Claim, most time.Dura
 	return *v.answer
 }
 
-func (s *Server) wait(ctx context.Context, claim identity.Claim, deadline time.Time, v view, look func() view) *answer {
+func (s *Server) wait(ctx context.Context, deadline time.Time, v view, look func() view) *answer {
 	first, start := v.missing, time.Now()
 	if !v.end(deadline).After(start) {
 		a := v.giveUp()
@@ -208,7 +229,7 @@ func (s *Server) wait(ctx context.Context, claim identity.Claim, deadline time.T
 		s.metrics.waited(first, outcome, time.Since(start))
 		return &a
 	}
-	waiter, err := s.cfg.Hub.Join(claim, v.namespace)
+	waiter, err := s.cfg.Hub.Join(v.who, v.namespace)
 	if err != nil {
 		return end(outcomeRefused, tooMany(err))
 	}
@@ -275,7 +296,7 @@ func (s *Server) served(c identity.Caller, issued *credentials.Issued) {
 	}
 	s.cfg.Log.Info("handed out credentials", append(logging.Role(c.Pod.Namespace, c.Pod.ServiceAccount, c.Role.ARN, c.Role.SessionName),
 		zap.String(logging.Pod, c.Pod.Name), zap.String(logging.UID, string(c.Pod.UID)),
-		zap.String(logging.AccessKeyID, issued.AccessKeyID), zap.Time(logging.Expiration, issued.Expiration))...)
+		zap.String(logging.AccessKeyID, issued.AccessKeyID), zap.Time(logging.Expiration, issued.Expiration), zap.String(logging.Proof, c.Proof()))...)
 	if last == nil {
 		s.cfg.Events.Record(c.Pod, c.Subject().Served())
 	}

@@ -19,13 +19,14 @@ const (
 	endpointZone        endpoint = "zone"
 	endpointRegion      endpoint = "region"
 	endpointDocument    endpoint = "document"
+	endpointContainer   endpoint = "container"
 	endpointReady       endpoint = "ready"
 	endpointNone        endpoint = "none"
 )
 
 var endpoints = []endpoint{
 	endpointToken, endpointRole, endpointCredentials, endpointInfo, endpointZone,
-	endpointRegion, endpointDocument, endpointReady, endpointNone,
+	endpointRegion, endpointDocument, endpointContainer, endpointReady, endpointNone,
 }
 
 // method is the only one that the endpoint has.
@@ -70,6 +71,8 @@ func route(requestURI string) target {
 		return target{endpoint: endpointNone}
 	case path == pathToken:
 		return target{endpoint: endpointToken}
+	case path == pathContainer:
+		return target{endpoint: endpointContainer}
 	}
 	switch rest := withoutVersion(path); rest {
 	case pathRoles:

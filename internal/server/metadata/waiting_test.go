@@ -127,6 +127,10 @@ func newEdgeOver(t *testing.T, held *heldSTS, maxWait time.Duration, hub *waitin
 		_ = cache.Run(ctx) // it returns no error
 	}()
 	t.Cleanup(func() { cancel(); <-done })
+	namespaces := index.Namespaces(metadataClient)
+	for _, name := range []string{"ns", "other", "others"} {
+		namespaces.Sink.Set(namespaces.Keep(&metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Name: name}}))
+	}
 	pods, accounts := index.Pods(client), index.ServiceAccounts(metadataClient)
 	return &edge{
 		Server: New(Config{
@@ -460,7 +464,7 @@ func TestOneEventMakesOneLook(t *testing.T) {
 		begin := func(from netip.Addr) {
 			claim := identity.Claim{Address: from}
 			requests.Go(func() {
-				e.await(ctx, claim, time.Hour, func() view {
+				e.await(ctx, time.Hour, func() view {
 					looks.Add(1)
 					return e.roleView(claim)
 				})
@@ -496,7 +500,7 @@ func TestEventsBetweenLookAndWatch(t *testing.T) {
 			func() { e.setAccount(account("a", "")) },
 			func() { e.setAccount(account("a", "one")) },
 		}
-		got := e.await(t.Context(), claim, 15*time.Second, func() view {
+		got := e.await(t.Context(), 15*time.Second, func() view {
 			v := e.roleView(claim)
 			if len(events) > 0 && v.answer == nil {
 				events[0]()

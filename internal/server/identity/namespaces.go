@@ -1,0 +1,105 @@
+package identity
+
+import (
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// LabelIdentity of a namespace says how its pods are known, Token that it is by tokens alone.
+const (
+	LabelIdentity = "iam4kube.io/identity"
+	identityToken = "token"
+)
+
+// Namespace is what is kept of a Kubernetes Namespace.
+type Namespace struct {
+	Name string
+	// TokensOnly: source addresses decide nothing about its pods.
+	TokensOnly bool
+}
+
+// namespaceKey is the key in the waiting.Hub that is woken when a namespace changes.
+type namespaceKey string
+
+// namespace is the state of a Namespace that exists or that accounts are in.
+type namespace struct {
+	// exists is false before it is seen and after it is deleted, known only before it is
+	// seen: pods outlive their namespace by a moment.
+	exists, known bool
+	tokensOnly    bool
+	// accounts is how many hold it, guarded by Index.changes and not by Index.mu.
+	accounts int
+}
+
+// keepNamespace takes the label, and the annotation of the same name: whoever sets either
+// wants it closed.
+func keepNamespace(n *metav1.PartialObjectMetadata) *Namespace {
+	return &Namespace{
+		Name:       shared(n.Name),
+		TokensOnly: n.Labels[LabelIdentity] == identityToken || n.Annotations[LabelIdentity] == identityToken,
+	}
+}
+
+// namespaceOf returns the namespace of that name, which is the same one until
+// releaseNamespace. It needs changes.
+func (x *Index) namespaceOf(name string) *namespace {
+	n := x.namespaces[name]
+	if n == nil {
+		n = &namespace{}
+		x.namespaces[name] = n
+	}
+	return n
+}
+
+// releaseNamespace forgets one that neither exists nor has accounts. It needs changes.
+func (x *Index) releaseNamespace(name string) {
+	if n := x.namespaces[name]; n != nil && !n.exists && n.accounts == 0 {
+		delete(x.namespaces, name)
+	}
+}
+
+// setNamespace needs changes.
+func (x *Index) setNamespace(n *Namespace) {
+	kept := x.namespaceOf(n.Name)
+	x.publish(func() { kept.exists, kept.known, kept.tokensOnly = true, true, n.TokensOnly })
+}
+
+// removeNamespace needs changes.
+func (x *Index) removeNamespace(name string) {
+	if n := x.namespaces[name]; n != nil {
+		n.exists = false
+		x.releaseNamespace(name)
+	}
+}
+
+type namespaceSink struct{ *Index }
+
+func (s namespaceSink) Set(n *Namespace) {
+	s.change(func() []any {
+		s.setNamespace(n)
+		return []any{namespaceKey(n.Name)}
+	})
+}
+
+func (s namespaceSink) Delete(n *Namespace) {
+	s.change(func() []any {
+		s.removeNamespace(n.Name)
+		return []any{namespaceKey(n.Name)}
+	})
+}
+
+func (s namespaceSink) Replace(namespaces []*Namespace) {
+	s.change(func() (keys []any) {
+		present := make(map[string]struct{}, len(namespaces))
+		for _, n := range namespaces {
+			present[n.Name] = struct{}{}
+			s.setNamespace(n)
+			keys = append(keys, namespaceKey(n.Name))
+		}
+		for name := range s.namespaces {
+			if _, ok := present[name]; !ok {
+				s.removeNamespace(name)
+			}
+		}
+		return keys
+	})
+}

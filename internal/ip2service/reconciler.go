@@ -48,6 +48,7 @@ type machine interface {
 	Owns(netip.Addr) bool
 	Unserved(routes.Family) error
 	Beside() []string
+	SourceRoutes() bool
 }
 
 func lookAtHost() (machine, error) { return host.Look() }
@@ -85,11 +86,12 @@ type reconciler struct {
 
 // told is what the log already says.
 type told struct {
-	endpoints []backends.Endpoint
-	noPort    []string
-	beside    []string
-	stale     bool
-	err       string
+	endpoints    []backends.Endpoint
+	noPort       []string
+	beside       []string
+	stale        bool
+	sourceRoutes bool
+	err          string
 }
 
 func newReconciler(cfg Config, kernel dataPath, look func() (machine, error), m *metrics, log *zap.Logger) *reconciler {
@@ -312,6 +314,12 @@ func (r *reconciler) tell(endpoints []backends.Endpoint, host machine, stale boo
 		if len(beside) > 0 {
 			r.log.Warn("packets of pods may go past netfilter, and so past our rules, to the metadata service of the node, by BPF programs or Open vSwitch: use legacy host routing (Cilium: bpf.hostLegacyRouting=true) or inject ip2service into the pods",
 				zap.Strings(logging.Interfaces, beside))
+		}
+	}
+	if accepts := host.SourceRoutes(); accepts != r.told.sourceRoutes {
+		r.told.sourceRoutes = accepts
+		if accepts {
+			r.log.Warn("this node accepts source routes, so a pod that sends with another pod's address can have the answers: sysctl -w net.ipv4.conf.all.accept_source_route=0")
 		}
 	}
 }

@@ -376,7 +376,7 @@ func TestEndpointsOfTheHostAreRefused(t *testing.T) {
 
 // Warnings come once for each change, however often the rules are looked at.
 func TestLogSaysEachThingOnce(t *testing.T) {
-	const refused, noPort, beside = "endpoint refused", "without the port", "past netfilter"
+	const refused, noPort, beside, sourceRoutes = "endpoint refused", "without the port", "past netfilter", "accepts source routes"
 	synctest.Test(t, func(t *testing.T) {
 		b := startRig(t)
 		check := func(when string, want map[string]int) {
@@ -385,7 +385,7 @@ func TestLogSaysEachThingOnce(t *testing.T) {
 			b.Trigger()
 			synctest.Wait()
 			messages := b.takeLogs()
-			for _, part := range []string{"endpoints", refused, noPort, beside} {
+			for _, part := range []string{"endpoints", refused, noPort, beside, sourceRoutes} {
 				n := count(messages, part)
 				if part == "endpoints" {
 					n = len(slices.DeleteFunc(slices.Clone(messages), func(m string) bool { return m != part }))
@@ -401,10 +401,14 @@ func TestLogSaysEachThingOnce(t *testing.T) {
 		check("at first", map[string]int{"endpoints": 1, refused: 1, beside: 1})
 		b.list("ready "+one, "terminating "+two)
 		check("another endpoint has changed", map[string]int{"endpoints": 1})
-		b.machine.change(func() { b.machine.owns, b.machine.beside = nil, nil })
+		b.machine.change(func() { b.machine.sourceRoutes = true })
+		check("source routes", map[string]int{sourceRoutes: 1})
+		b.machine.change(func() { b.machine.owns, b.machine.beside, b.machine.sourceRoutes = nil, nil, false })
 		check("all has become well", map[string]int{"endpoints": 1})
-		b.machine.change(func() { b.machine.owns, b.machine.beside = host, []string{"cilium_host"} })
-		check("and worse again", map[string]int{"endpoints": 1, refused: 1, beside: 1})
+		b.machine.change(func() {
+			b.machine.owns, b.machine.beside, b.machine.sourceRoutes = host, []string{"cilium_host"}, true
+		})
+		check("and worse again", map[string]int{"endpoints": 1, refused: 1, beside: 1, sourceRoutes: 1})
 		b.set.Set(backends.Slice{Name: "t", NoPort: true})
 		check("a slice without the port", map[string]int{noPort: 1})
 		b.set.Set(backends.Slice{Name: "u", NoPort: true})

@@ -164,11 +164,12 @@ func text(there *routes.Routes) string {
 
 // fakeMachine is a node with all that a real one cannot be made to have.
 type fakeMachine struct {
-	mu       sync.Mutex
-	err      error
-	owns     []netip.Addr
-	unserved map[routes.Family]error
-	beside   []string
+	mu           sync.Mutex
+	err          error
+	owns         []netip.Addr
+	unserved     map[routes.Family]error
+	beside       []string
+	sourceRoutes bool
 }
 
 func (m *fakeMachine) change(change func()) {
@@ -180,7 +181,7 @@ func (m *fakeMachine) change(change func()) {
 func (m *fakeMachine) look() (machine, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return &fakeMachine{owns: m.owns, unserved: m.unserved, beside: m.beside}, m.err
+	return &fakeMachine{owns: m.owns, unserved: m.unserved, beside: m.beside, sourceRoutes: m.sourceRoutes}, m.err
 }
 
 // Owns implements machine.
@@ -191,6 +192,9 @@ func (m *fakeMachine) Unserved(family routes.Family) error { return m.unserved[f
 
 // BPF implements machine.
 func (m *fakeMachine) Beside() []string { return m.beside }
+
+// SourceRoutes implements machine.
+func (m *fakeMachine) SourceRoutes() bool { return m.sourceRoutes }
 
 // intercept is what the flags say by default.
 var intercept = []netip.AddrPort{netip.AddrPortFrom(routes.MetadataIPv4, 80), netip.AddrPortFrom(routes.MetadataIPv6, 80)}

@@ -87,6 +87,33 @@ func TestInterfacesOfBPFDataPlanesAreSeen(t *testing.T) {
 	}
 }
 
+// The setting of all interfaces and that of one have to be on, and a new interface's is.
+func TestSourceRoutesAreSeen(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		set  map[string]string
+		want bool
+	}{
+		{"off", map[string]string{"all": "0", "eth0": "1"}, false},
+		{"of one interface", map[string]string{"all": "1", "eth0": "1"}, true},
+		{"of none", map[string]string{"all": "1", "eth0": "0"}, false},
+		{"of loopback alone", map[string]string{"all": "1", "eth0": "0", "lo": "1"}, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			inHost(t, nil, func() {
+				for name, value := range c.set {
+					if err := os.WriteFile("/proc/sys/net/ipv4/conf/"+name+"/accept_source_route", []byte(value), 0); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if have := look(t).SourceRoutes(); have != c.want {
+					t.Errorf("%v, want %v", have, c.want)
+				}
+			})
+		})
+	}
+}
+
 const bridgeSettings = "/proc/sys/net/bridge/"
 
 // Case 13.

@@ -24,6 +24,8 @@ type Host struct {
 	// family, which makes them the pods' gateway.
 	podBridges map[routes.Family][]string
 	beside     []string
+	// sourceRoutes says whether packets are accepted that name the way of their answers.
+	sourceRoutes bool
 }
 
 // Look looks.
@@ -63,10 +65,16 @@ func Look() (*Host, error) {
 			h.podBridges[family] = append(h.podBridges[family], name)
 		}
 	}
+	sourceRoutes := acceptsSourceRoutes("all")
 	for _, l := range links {
-		if l.Attributes != nil && isBeside(l.Attributes.Name) {
+		if l.Attributes == nil {
+			continue
+		}
+		if isBeside(l.Attributes.Name) {
 			h.beside = append(h.beside, l.Attributes.Name)
 		}
+		// Of loopback, packets have not come from anywhere.
+		h.sourceRoutes = h.sourceRoutes || sourceRoutes && l.Attributes.Name != "lo" && acceptsSourceRoutes(l.Attributes.Name)
 	}
 	return h, nil
 }
@@ -137,6 +145,17 @@ func (h *Host) Unserved(family routes.Family) error {
 
 // Beside are the names of interfaces which make it likely that packets pass netfilter by.
 func (h *Host) Beside() []string { return h.beside }
+
+// acceptsSourceRoutes reads the setting of IPv4, which has to be on for an interface and for
+// all of them. IPv6 has had no such routes since Linux 2.6.21 (RFC 5095).
+func acceptsSourceRoutes(name string) bool {
+	value, err := os.ReadFile("/proc/sys/net/ipv4/conf/" + name + "/accept_source_route")
+	return err == nil && strings.TrimSpace(string(value)) != "0"
+}
+
+// SourceRoutes says whether the host accepts packets with a source route: their answers go
+// where the sender wants, so that who can send with another's address gets them, too.
+func (h *Host) SourceRoutes() bool { return h.sourceRoutes }
 
 // Addresses are all addresses of the host.
 func (h *Host) Addresses() []netip.Addr {

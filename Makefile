@@ -105,9 +105,8 @@ demo-down: ## take the demo's cluster down
 # One column of the matrix; E2E_PROXY and E2E_CNI choose it.
 E2E_PROXY ?= nftables
 E2E_CNI ?= ptp
-# What waits for minutes, for e2e-all: an outage that differs from the one of a minute in nothing but its length, and a
-# new node, whose kubelet may take half a minute to tell its addresses.
-E2E_SKIP ?= TestZeroDowntime/API_server_down_for_five_minutes|TestStartupTaint
+# What waits for minutes, for e2e-all: an outage that differs from the one of a minute in nothing but its length.
+E2E_SKIP ?= TestZeroDowntime/API_server_down_for_five_minutes
 .PHONY: e2e
 e2e: cluster-tools client-tools network-policy ## end-to-end tests on that cluster, with kube-proxy's mode E2E_PROXY and the CNI plug-in E2E_CNI
 	cd test && IAM4KUBE_E2E_PROXY=$(E2E_PROXY) IAM4KUBE_E2E_CNI=$(E2E_CNI) \

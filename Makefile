@@ -57,8 +57,9 @@ build: ## the programs, static, into bin/; ip2service-init is ip2service without
 
 ##@ Test
 # -vet=off: `lint` vets. Here, go would do it once more, and with it all dependencies. -trimpath: what one checkout has
-# compiled serves another.
-GOTEST := go test -race -vet=off -trimpath
+# compiled serves another. The race detector would sleep for a second before each test binary exits, in case that
+# something still runs.
+GOTEST := GORACE=atexit_sleep_ms=0 go test -race -vet=off -trimpath
 
 # -count=1: go's cache does not notice changes of files outside of the module, as those of docs/.
 .PHONY: test-unit

@@ -72,14 +72,7 @@ func TestOursMayBeCriticalWhereThatIsLimited(t *testing.T) {
 	elsewhere := newNamespace(t, nil)
 	for _, overlay := range overlays {
 		t.Run(overlay, func(t *testing.T) {
-			if err := cp.Client.CoreV1().ResourceQuotas(own).DeleteCollection(t.Context(), metav1.DeleteOptions{}, metav1.ListOptions{}); err != nil {
-				t.Fatal(err)
-			}
-			objects := mustBuild(t, manifest(overlay))
-			if err := apply(t.Context(), objects); err != nil {
-				t.Fatal(err)
-			}
-			for _, w := range workloads(t, objects) {
+			for _, w := range workloads(t, mustBuild(t, manifest(overlay))) {
 				if w.template.Spec.PriorityClassName == "" {
 					t.Errorf("%s has no priority", w.name)
 				}

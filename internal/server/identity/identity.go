@@ -67,6 +67,8 @@ type Index struct {
 	// hosts counts the pods that name an address as their node's, by the node's name.
 	hosts map[netip.Addr]map[string]int
 	nodes map[string]Node
+	// nodesListed is set with the first full list of nodes.
+	nodesListed bool
 	// podCIDRs counts the nodes that have a range.
 	podCIDRs map[netip.Prefix]int
 }

@@ -95,8 +95,10 @@ func (x *Index) owner(a netip.Addr, pods []*Pod) (*Pod, diagnosis.Piece) {
 	return nil, diagnosis.SinglePod
 }
 
-// isNodeAddress says whether pods name the address as their node's. The word of a node
-// that has a range counts for nothing about addresses in any node's range: those are pods',
+// isNodeAddress says whether pods name the address as their node's. Once the nodes are
+// listed, one that is not there has no address any more: pods outlive their node, by the
+// time that it takes to end them, and another pod may have its address by then. The word of a
+// node that has a range counts for nothing about addresses in any node's range: those are pods',
 // and it would take them from other nodes' pods. It needs mu.
 func (x *Index) isNodeAddress(a netip.Addr) bool {
 	names := x.hosts[a]
@@ -105,7 +107,8 @@ func (x *Index) isNodeAddress(a netip.Addr) bool {
 	}
 	podAddress := x.inPodCIDR(a)
 	for name := range names {
-		if !podAddress || !x.nodes[name].podCIDR(a).IsValid() {
+		node, exists := x.nodes[name]
+		if gone := !exists && x.nodesListed && name != ""; !gone && (!podAddress || !node.podCIDR(a).IsValid()) {
 			return true
 		}
 	}

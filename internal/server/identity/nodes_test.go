@@ -51,7 +51,7 @@ func TestNodesThatLie(t *testing.T) {
 		{"a node's, of its own range", []*Node{honest, liar}, []*corev1.Pod{victim, pod("x", "10.1.0.1", onNode("honest"), onHost(address))}, "victim"},
 		{"a node's, nobody is there", []*Node{honest, liar}, []*corev1.Pod{pod("x", "10.2.0.1", onNode("liar"), onHost(address))}, "pod"},
 		{"a node's, without a range", []*Node{honest, node("liar")}, []*corev1.Pod{victim, pod("x", "10.2.0.1", onNode("liar"), onHost(address))}, "node"},
-		{"a node's, no ranges", nil, []*corev1.Pod{victim, pod("x", "10.2.0.1", onNode("liar"), onHost(address))}, "node"},
+		{"a node's, no ranges", []*Node{node("honest"), node("liar")}, []*corev1.Pod{victim, pod("x", "10.2.0.1", onNode("liar"), onHost(address))}, "node"},
 		{"a node's, out of the ranges", []*Node{node("honest", "10.3.0.0/24"), liar}, []*corev1.Pod{victim, pod("x", "10.2.0.1", onNode("liar"), onHost(address))}, "node"},
 	} {
 		// Whatever comes first.
@@ -90,5 +90,44 @@ func TestNodesThatLie(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// A pod may outlive its node, whose address another pod can have by then. Before all nodes are
+// known nobody is gone, and of a pod that names no node nothing is known.
+func TestAddressOfANodeThatIsGone(t *testing.T) {
+	const address = "10.0.0.9"
+	outlives := pod("outlives", "10.0.0.1", onNode("old"), onHost(address))
+	heir := pod("heir", address, onNode("new"))
+	w := newWorld()
+	nodes := nodeSink{w.Index}
+	w.listPods(heir, outlives)
+	if got := w.who(address); got != "node" {
+		t.Errorf("before the nodes are listed: %q", got)
+	}
+	nodes.Replace([]*Node{node("old"), node("new")})
+	if got := w.who(address); got != "node" {
+		t.Errorf("while the node exists: %q", got)
+	}
+	nodes.Delete(node("old"))
+	if got := w.who(address); got != "heir" {
+		t.Errorf("after the node: %q", got)
+	}
+	nodes.Set(node("old"))
+	if got := w.who(address); got != "node" {
+		t.Errorf("the node is back: %q", got)
+	}
+	nodes.Replace([]*Node{node("new")})
+	if got := w.who(address); got != "heir" {
+		t.Errorf("not in the next list: %q", got)
+	}
+	w.setPod(pod("other", "10.0.0.2", onNode("new"), onHost(address)))
+	if got := w.who(address); got != "node" {
+		t.Errorf("another node has it now: %q", got)
+	}
+	w.deletePod(pod("other", ""))
+	w.setPod(pod("unbound", "10.0.0.3", onNode(""), onHost(address)))
+	if got := w.who(address); got != "node" {
+		t.Errorf("a pod that names no node: %q", got)
 	}
 }

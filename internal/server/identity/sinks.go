@@ -193,6 +193,7 @@ func (s nodeSink) Replace(nodes []*Node) {
 				s.publish(func() { s.removeNode(name) })
 			}
 		}
+		s.publish(func() { s.nodesListed = true })
 		return nil
 	})
 }

@@ -99,6 +99,51 @@ func TestWaitersOfOnePodAreLimited(t *testing.T) {
 	checkOwner(t, receive(t, waits), late)
 }
 
+// Hundreds of addresses that are no pod's, and all pods of a namespace, ask as often as they
+// can and take every place to wait: pods of others wait for what they miss all the same. The
+// memory limit makes 1,024 places, half for each of the two.
+func TestOthersWaitThroughAFlood(t *testing.T) {
+	const half, hostilePods, requestsEach = 512, 20, 64
+	t.Setenv("GOMEMLIMIT", "128MiB")
+	hostile, namespace := newNamespace(t, "flood-hostile"), newNamespace(t, "flood-others")
+	s, _ := env.StartProcess(t, "--max-wait", "1h", "--drain", "0s")
+	s.WaitReady(t)
+	flood := func(from netip.Addr, requests int) {
+		for range requests {
+			connection := waitOn(t, s, from, rolesPath)
+			t.Cleanup(func() { _ = connection.Close() })
+		}
+	}
+	for i := range 256 {
+		flood(netip.AddrFrom4([4]byte{127, 202, 0, byte(i)}), 2*half/256)
+	}
+	for i := range hostilePods {
+		w := newWorkload(hostile, fmt.Sprint("hostile-", i)) // its ServiceAccount never comes
+		w.createPod(t)
+		environment.Eventually(t, patience, func() error { // before it is known, it is one of the others
+			if status, body := s.Get(t, w.from, "/iam4kube/ready"); !strings.Contains(body, "missing service-account") {
+				return fmt.Errorf("%d %s", status, body)
+			}
+			return nil
+		})
+		flood(w.from, requestsEach)
+	}
+	awaitAllWaiting(t, s, map[diagnosis.Piece]int{diagnosis.Pod: half, diagnosis.ServiceAccount: half})
+
+	late, known := newWorkload(namespace, "late"), newWorkload(namespace, "known")
+	late.createAccount(t, late.annotations())
+	known.createPod(t)
+	forLate := ask(t.Context(), t, s, late.from, late.path())
+	forKnown := ask(t.Context(), t, s, known.from, known.path())
+	late.createPod(t)
+	known.createAccount(t, known.annotations())
+	checkOwner(t, receive(t, forLate), late)
+	checkOwner(t, receive(t, forKnown), known)
+	if n := s.Metric(t, "iam4kube_http_requests_total", "endpoint", "role", "code", "429"); n < half/2 {
+		t.Errorf("%v requests were refused", n)
+	}
+}
+
 // What an init container asks before its pod starts: /iam4kube/ready.
 func TestReady(t *testing.T) {
 	namespace := newNamespace(t, "ready")

@@ -21,6 +21,7 @@ import (
 	"github.com/iam4kube/iam4kube/internal/kube"
 	"github.com/iam4kube/iam4kube/internal/server/credentials"
 	"github.com/iam4kube/iam4kube/internal/server/identity"
+	"github.com/iam4kube/iam4kube/internal/server/imdstoken"
 	"github.com/iam4kube/iam4kube/internal/server/podevents"
 	"github.com/iam4kube/iam4kube/internal/server/role"
 	"github.com/iam4kube/iam4kube/internal/server/waiting"
@@ -67,6 +68,11 @@ func TestNothingKeptGrowsWithItsSender(t *testing.T) {
 	}
 	t.Run("pod", func(t *testing.T) { keepsLittle(t, pods, nil) })
 	t.Run("static pod", func(t *testing.T) { keepsLittle(t, pods, map[string]string{corev1.MirrorPodAnnotationKey: long}) })
+	t.Run("token key", func(t *testing.T) {
+		tokens := imdstoken.NewKeys(client.CoreV1().Secrets("ns"), registry, zap.NewNop())
+		keepsLittle(t, tokens.Resource(), nil)
+		runtime.KeepAlive(tokens)
+	})
 	t.Run("node", func(t *testing.T) { keepsLittle(t, nodes, nil) })
 	runtime.KeepAlive(index)
 }
@@ -83,6 +89,9 @@ func keepsLittle[O k8sruntime.Object, T any](t *testing.T, r kube.Resource[O, T]
 		own := map[string]string{long: long}
 		for name, value := range maps.All(annotations) {
 			own[name] = strings.Clone(value)
+		}
+		if secret, ok := object.Interface().(*corev1.Secret); ok {
+			secret.Data = map[string][]byte{long: []byte(long), imdstoken.CurrentKey: []byte(long), imdstoken.PreviousKey: []byte(long)}
 		}
 		object.Elem().FieldByName("Annotations").Set(reflect.ValueOf(own))
 		kept = append(kept, r.Keep(object.Interface().(O)))

@@ -32,6 +32,9 @@ const (
 	// MinKeyLength is the least number of bytes of either: the output of SHA-256,
 	// the least that RFC 2104 recommends.
 	MinKeyLength = 32
+	// MaxKeyLength bounds what is kept of a Secret, which can hold 1 MiB. HMAC makes no
+	// use of more than the 64 bytes of a block of SHA-256.
+	MaxKeyLength = 1024
 	// MaxTTL is the longest life of a token, in seconds.
 	MaxTTL = 21600
 )
@@ -140,8 +143,8 @@ func keysOf(secret *corev1.Secret) ([]*signer, error) {
 		if name == PreviousKey && len(data) == 0 {
 			continue
 		}
-		if len(data) < MinKeyLength {
-			return nil, fmt.Errorf("Secret %s: data key %q has %d bytes, want at least %d random bytes", secret.Name, name, len(data), MinKeyLength) //nolint:staticcheck // Secret is a Kubernetes kind
+		if len(data) < MinKeyLength || len(data) > MaxKeyLength {
+			return nil, fmt.Errorf("Secret %s: data key %q has %d bytes, want %d to %d random bytes", secret.Name, name, len(data), MinKeyLength, MaxKeyLength) //nolint:staticcheck // Secret is a Kubernetes kind
 		}
 		keys = append(keys, newSigner(data))
 	}

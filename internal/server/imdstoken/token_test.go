@@ -166,7 +166,7 @@ func TestRotation(t *testing.T) {
 }
 
 func TestUnusableSecretKeepsTheLastGoodKeys(t *testing.T) {
-	short := key[:MinKeyLength-1]
+	short, long := key[:MinKeyLength-1], bytes.Repeat(key, 1+MaxKeyLength/MinKeyLength)
 	for name, data := range map[string]map[string][]byte{
 		"no data":        nil,
 		"no current key": {PreviousKey: key},
@@ -174,6 +174,8 @@ func TestUnusableSecretKeepsTheLastGoodKeys(t *testing.T) {
 		"short":          {CurrentKey: short},
 		"short previous": {CurrentKey: other, PreviousKey: short},
 		"other name":     {"key": other},
+		"long":           {CurrentKey: long},
+		"long previous":  {CurrentKey: other, PreviousKey: long},
 	} {
 		t.Run(name, func(t *testing.T) {
 			registry := prometheus.NewRegistry()

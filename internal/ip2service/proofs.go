@@ -3,6 +3,7 @@
 package ip2service
 
 import (
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
@@ -28,6 +29,9 @@ const (
 	// pinWithin is how long after the API server was lost, or has told of an endpoint, its
 	// key is believed. Later, the address may have another owner.
 	pinWithin = 30 * time.Second
+	// missesAtMost is how often in a row an endpoint may not answer: a lost packet must not
+	// take it from its pods. A wrong answer is enough by itself.
+	missesAtMost = 2
 	// askAtOnce bounds the requests under way.
 	askAtOnce = 16
 
@@ -64,14 +68,14 @@ type proofs struct {
 	pins map[netip.AddrPort]*pin
 
 	mu      sync.Mutex
-	doubted map[netip.AddrPort]bool
+	doubted map[netip.AddrPort]error
 }
 
 // Doubted says that the endpoint could not prove that it is a server of before.
 func (p *proofs) Doubted(e netip.AddrPort) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.doubted[e]
+	return p.doubted[e] != nil
 }
 
 // Run asks while the API server is not heard, until ctx ends.
@@ -93,15 +97,28 @@ type pin struct {
 	since  time.Time
 	pinned bool
 	key    string
+	misses int // in a row
 }
 
-// believes says whether the endpoint is who it was. It takes the key over from one that has
-// just appeared.
-func (n *pin) believes(key string) bool {
-	if !n.pinned && time.Since(n.since) < pinWithin {
-		n.pinned, n.key = true, key
+// judge is why the endpoint is not, or not any more, who it was. It takes the key over from
+// one that has just appeared.
+func (n *pin) judge(a answer) error {
+	switch {
+	case errors.Is(a.err, errNoServer):
+		return a.err
+	case a.err != nil:
+		if n.misses++; n.misses > missesAtMost {
+			return a.err
+		}
+		return nil
+	case !n.pinned && time.Since(n.since) < pinWithin:
+		n.pinned, n.key = true, a.key
 	}
-	return n.pinned && n.key == key
+	n.misses = 0
+	if !n.pinned || n.key != a.key {
+		return errNoServer
+	}
+	return nil
 }
 
 func (p *proofs) look(ctx context.Context) {
@@ -110,43 +127,39 @@ func (p *proofs) look(ctx context.Context) {
 		p.doubt(nil)
 		return
 	}
-	pins, doubted := map[netip.AddrPort]*pin{}, map[netip.AddrPort]bool{}
+	pins, doubted := map[netip.AddrPort]*pin{}, map[netip.AddrPort]error{}
 	asked := map[routes.Family]bool{} // somebody can be
 	for e, answer := range p.askAll(ctx) {
 		pins[e] = p.pins[e]
 		if pins[e] == nil {
 			pins[e] = &pin{since: time.Now()}
 		}
-		if answer.err == nil && !pins[e].believes(answer.key) {
-			answer.err = errNoServer
-		}
-		if answer.err != nil {
-			doubted[e] = true
-			p.tell(e, answer.err)
+		if err := pins[e].judge(answer); err != nil || answer.err != nil && p.Doubted(e) {
+			doubted[e] = cmp.Or(err, answer.err)
 		}
 		asked[routes.FamilyOf(e.Addr())] = asked[routes.FamilyOf(e.Addr())] || pins[e].pinned
 	}
 	if ctx.Err() != nil {
 		return
 	}
-	maps.DeleteFunc(doubted, func(e netip.AddrPort, _ bool) bool { return !asked[routes.FamilyOf(e.Addr())] })
+	maps.DeleteFunc(doubted, func(e netip.AddrPort, _ error) bool { return !asked[routes.FamilyOf(e.Addr())] })
 	p.pins = pins
 	p.doubt(doubted)
 }
 
-func (p *proofs) tell(e netip.AddrPort, why error) {
-	if !p.Doubted(e) {
-		p.log.Warn("endpoint does not prove, while the API server is not heard, that it is the server of before",
-			zap.Stringer(logging.Address, e), zap.Error(why))
-	}
-}
-
-func (p *proofs) doubt(doubted map[netip.AddrPort]bool) {
+// doubt takes over who is doubted, and why, and tells of those that are new.
+func (p *proofs) doubt(doubted map[netip.AddrPort]error) {
 	p.mu.Lock()
-	same := maps.Equal(doubted, p.doubted)
+	before := p.doubted
 	p.doubted = doubted
 	p.mu.Unlock()
-	if !same {
+	for e, why := range doubted {
+		if before[e] == nil {
+			p.log.Warn("endpoint does not prove, while the API server is not heard, that it is the server of before",
+				zap.Stringer(logging.Address, e), zap.Error(why))
+		}
+	}
+	if !maps.EqualFunc(before, doubted, func(error, error) bool { return true }) {
 		p.changed()
 	}
 }

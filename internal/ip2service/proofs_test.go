@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 )
 
 // asking is proofs over endpoints that answer what the test says: a key, or "-" for no answer.
@@ -27,10 +28,13 @@ type asking struct {
 	heard   bool
 	answers map[string]string
 	changes int
+	logs    *observer.ObservedLogs
 }
 
 func newAsking(answers map[string]string) *asking {
 	a := &asking{answers: answers, heard: true}
+	core, logs := observer.New(zap.WarnLevel)
+	a.logs = logs
 	a.proofs = &proofs{
 		hearing: func() bool { return a.heard },
 		endpoints: func() (all []netip.AddrPort) {
@@ -46,7 +50,7 @@ func newAsking(answers map[string]string) *asking {
 			return "", errors.New("refused")
 		},
 		changed: func() { a.changes++ },
-		log:     zap.NewNop(),
+		log:     zap.New(core),
 	}
 	return a
 }
@@ -83,12 +87,23 @@ func TestProofs(t *testing.T) {
 		a.answers[one] = ""
 		a.want(t, "he proves nothing", one)
 		a.answers[one] = "-"
-		a.want(t, "nobody answers", one)
-		if a.changes != 1 {
-			t.Errorf("%d changes were told", a.changes)
+		a.want(t, "nobody answers any more", one)
+		if told := a.logs.Len(); a.changes != 1 || told != 1 {
+			t.Errorf("%d changes and %d doubts were told", a.changes, told)
 		}
 		a.answers[one] = "first"
 		a.want(t, "it is back")
+		a.answers[one] = "-"
+		a.want(t, "one miss")
+		a.want(t, "two misses")
+		a.answers[one] = "first"
+		a.want(t, "and an answer")
+		a.answers[one] = "-"
+		a.want(t, "one miss again")
+		a.want(t, "two misses again")
+		a.want(t, "three misses", one)
+		a.answers[one] = "first"
+		a.want(t, "back again")
 		advance(pinWithin)
 		a.answers[six] = "sixth"
 		a.want(t, "who was not reached in time may be anybody, and so may all of its family")
@@ -116,9 +131,15 @@ func TestProofsThatNobodyCanGive(t *testing.T) {
 		b.want(t, "nobody answers")
 		advance(time.Hour)
 		b.want(t, "still")
+		b.want(t, "and still")
+		if told := b.logs.Len(); b.changes+told > 0 {
+			t.Errorf("%d changes and %d doubts were told", b.changes, told)
+		}
 		c := newAsking(map[string]string{one: "first", two: "-"})
 		c.heard = false
-		c.want(t, "one is gone when the API server is lost", two)
+		c.want(t, "one is gone when the API server is lost")
+		c.want(t, "it still is")
+		c.want(t, "and for good", two)
 		advance(pinWithin)
 		c.answers[two] = "thief"
 		c.want(t, "and another comes", two)

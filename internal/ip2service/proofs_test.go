@@ -176,7 +176,7 @@ func TestAskServer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	public := base64.StdEncoding.EncodeToString(key.Public().(ed25519.PublicKey)) //nolint:errcheck,forcetypeassert // a panic tells as much
+	public := base64.StdEncoding.EncodeToString(key.Public().(ed25519.PublicKey)) //nolint:errcheck // a panic tells as much
 	sign := func(text string) string { return base64.StdEncoding.EncodeToString(ed25519.Sign(key, []byte(text))) }
 	challenges := map[string]bool{}
 	for _, tc := range []struct {

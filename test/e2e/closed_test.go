@@ -88,12 +88,13 @@ func noServer(t *testing.T, pods []*corev1.Pod) {
 		waitPod(t, pod.Namespace, pod.Name, initialising)
 	}
 	wantNoLeaks(t)
-	reinstall(t)
-	wantServed(t, pods)
+	mustKubectl(t, "--namespace="+own, "scale", "deployment/iam4kube-server", "--replicas=2")
 	for i, pod := range news {
 		pod = waitPod(t, pod.Namespace, pod.Name, ended)
 		wantOwn(t, pod, pods[2+i].Spec.ServiceAccountName, decode(t, logs(t, pod.Namespace, pod.Name, "client")))
 	}
+	reinstall(t)
+	wantServed(t, pods)
 }
 
 // gone waits until the last pod of a part has ended.

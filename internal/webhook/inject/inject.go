@@ -173,8 +173,8 @@ func (c Config) decide(namespace string, p *pod, service Service) Decision {
 // skip says why a pod is never injected. Most of it the API server has asked before, by
 // the webhook's selectors and matchConditions; whoever changes those must not break nodes.
 //
-// Whether the namespace has opted in is not among it: what this program has seen of the
-// namespace may be older than what made the API server send the pod, and then the pod
+// Whether the namespace has opted in is not among it: what this program could have seen of
+// the namespace may be older than what made the API server send the pod, and then the pod
 // would start open.
 func (c Config) skip(namespace string, p *pod) Reason {
 	_, mirror := p.Metadata.Annotations[corev1.MirrorPodAnnotationKey]

@@ -45,8 +45,8 @@ func add(f *flags.Set) (config func() server.Config) {
 	f.Bool(&cfg.IMDSv1, "imdsv1", "true", "answer requests without a session token")
 	f.Strings(&cfg.TokenForwarders, "token-forwarder", "NAMESPACE/NAME of a ServiceAccount whose pods may hand in the tokens of others; may be repeated")
 	f.String(&cfg.Namespace, "namespace", ownNamespace(), "namespace of the Secret with the token key; the pod's own")
-	f.String(&cfg.Region, "region", "", "region of pods whose nodes have no label topology.kubernetes.io/region, and of STS if the AWS configuration names none")
-	f.String(&cfg.AvailabilityZone, "availability-zone", "", "zone of pods whose nodes have no label topology.kubernetes.io/zone")
+	f.String(&cfg.Region, "region", "", "region of pods whose nodes have no label topology.kubernetes.io/region or are another provider's, and of STS if the AWS configuration names none")
+	f.String(&cfg.AvailabilityZone, "availability-zone", "", "zone of pods whose nodes have no label topology.kubernetes.io/zone or are another provider's")
 	return func() server.Config { return cfg }
 }
 

@@ -139,6 +139,8 @@ func lengthen(v reflect.Value, long string, i int) {
 	case *metav1.ObjectMeta:
 		o.Name, o.Namespace, o.UID = valid(253), valid(63), "01234567-89ab-cdef-0123-456789abcdef"
 		o.Labels = map[string]string{corev1.LabelTopologyZone: valid(63), corev1.LabelTopologyRegion: valid(63)}
+	case *corev1.NodeSpec:
+		o.ProviderID = "" // or the labels do not count
 	case *corev1.PodSpec:
 		o.ServiceAccountName, o.NodeName = valid(253), valid(253)
 	}

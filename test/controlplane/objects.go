@@ -40,6 +40,8 @@ type Node struct {
 	Zone   string // label topology.kubernetes.io/zone, such as eu-west-1a
 	Region string // label topology.kubernetes.io/region
 	IP     string // the InternalIP in its status
+
+	ProviderID string // such as aws:///eu-west-1a/i-0123456789abcdef0
 }
 
 // CreateNode creates a node as a kubelet and a cloud controller would register it.
@@ -47,6 +49,7 @@ func (cp *ControlPlane) CreateNode(ctx context.Context, node Node) error {
 	object := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: node.Name, Labels: map[string]string{
 		corev1.LabelHostname: node.Name,
 	}}}
+	object.Spec.ProviderID = node.ProviderID
 	if node.Zone != "" {
 		object.Labels[corev1.LabelTopologyZone] = node.Zone
 	}

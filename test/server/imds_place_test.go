@@ -37,6 +37,10 @@ func identityDocument(t *testing.T, s *environment.Server, w workload) map[strin
 	if status != http.StatusOK {
 		t.Fatalf("%d %s", status, body)
 	}
+	// As EC2 writes it: scripts without a JSON parser look for this.
+	if !strings.Contains(body, "\n  \"version\" : \"2017-09-30\"\n}") || strings.Contains(body, `":`) {
+		t.Errorf("not EC2's blanks: %s", body)
+	}
 	var document map[string]string
 	if err := json.Unmarshal([]byte(body), &document); err != nil {
 		t.Fatal(err)
@@ -50,6 +54,7 @@ func TestPlacement(t *testing.T) {
 	for _, node := range []controlplane.Node{
 		{Name: "placement-labelled", Zone: "eu-west-1a", Region: "eu-west-1"},
 		{Name: "placement-bare"},
+		{Name: "placement-other", Zone: "fsn1-dc14", Region: "fsn1", ProviderID: "hcloud://4711"},
 	} {
 		if err := env.CreateNode(t.Context(), node); err != nil {
 			t.Fatal(err)
@@ -57,6 +62,7 @@ func TestPlacement(t *testing.T) {
 	}
 	labelled := placed(t, namespace, "labelled", "placement-labelled")
 	bare := placed(t, namespace, "bare", "placement-bare")
+	other := placed(t, namespace, "other", "placement-other")
 	lost := placed(t, namespace, "lost", "placement-no-such-node")
 	withRole := newWorkload(namespace, "with-role").create(t)
 
@@ -70,7 +76,7 @@ func TestPlacement(t *testing.T) {
 			expect(t, s, labelled, version+"/meta-data/placement/region", 200, "eu-west-1")
 			expect(t, s, labelled, version+"/meta-data/placement/region/", 200, "eu-west-1")
 		}
-		for _, w := range []workload{bare, lost} {
+		for _, w := range []workload{bare, other, lost} {
 			expect(t, s, w, zonePath, 404, "topology.kubernetes.io/zone")
 			expect(t, s, w, zonePath+"/", 404, "--availability-zone")
 			expect(t, s, w, regionPath, 404, "topology.kubernetes.io/region")
@@ -87,7 +93,7 @@ func TestPlacement(t *testing.T) {
 		s.WaitReady(t)
 		expect(t, s, labelled, zonePath, 200, "eu-west-1a")
 		expect(t, s, labelled, regionPath, 200, "eu-west-1")
-		for _, w := range []workload{bare, lost, withRole} {
+		for _, w := range []workload{bare, other, lost, withRole} {
 			expect(t, s, w, zonePath, 200, "dc-rack-7")
 			expect(t, s, w, regionPath, 200, "dc")
 		}

@@ -403,6 +403,22 @@ func TestNodeOf(t *testing.T) {
 	}
 }
 
+// The labels of another provider's nodes name its own regions.
+func TestLabelsOfOtherProviders(t *testing.T) {
+	for provider, counts := range map[string]bool{
+		"": true, "aws:///eu-central-1a/i-0123456789abcdef0": true, "eks-hybrid:///eu-central-1/cluster/node": true,
+		"hcloud://4711": false, "gce://project/zone/node": false, "aws": true, "awsome://x": false, "kind://docker/kind/node": false,
+	} {
+		n := keepNode(&corev1.Node{
+			ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{corev1.LabelTopologyZone: "fsn1-dc14", corev1.LabelTopologyRegion: "fsn1"}},
+			Spec:       corev1.NodeSpec{ProviderID: provider},
+		})
+		if got := n.Region == "fsn1" && n.Zone == "fsn1-dc14"; got != counts || !counts && n.Region+n.Zone != "" {
+			t.Errorf("%q: %v", provider, n)
+		}
+	}
+}
+
 // Only pods that appear after the first full list are new to this server.
 func TestAnnounced(t *testing.T) {
 	w := newWorld()

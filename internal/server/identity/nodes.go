@@ -2,6 +2,7 @@ package identity
 
 import (
 	"net/netip"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -12,19 +13,32 @@ import (
 // https://kubernetes.io/docs/reference/labels-annotations-taints/, and the ranges of its
 // pods' addresses. It is comparable.
 type Node struct {
-	Name, Zone, Region string
+	Name string
+	// Zone and Region are AWS's, empty on a node of another provider.
+	Zone, Region string
 	// PodCIDRs are spec.podCIDRs, at most one of each family; the others are zero.
 	PodCIDRs [2]netip.Prefix
 }
 
 func keepNode(n *corev1.Node) *Node {
-	kept := &Node{Name: n.Name, Zone: shared(n.Labels[corev1.LabelTopologyZone]), Region: shared(n.Labels[corev1.LabelTopologyRegion])}
+	kept := &Node{Name: n.Name}
+	if mayBeAtAWS(n.Spec.ProviderID) {
+		kept.Zone, kept.Region = shared(n.Labels[corev1.LabelTopologyZone]), shared(n.Labels[corev1.LabelTopologyRegion])
+	}
 	for i, cidr := range n.Spec.PodCIDRs {
 		if prefix, err := netip.ParsePrefix(cidr); err == nil && i < len(kept.PodCIDRs) {
 			kept.PodCIDRs[i] = prefix.Masked()
 		}
 	}
 	return kept
+}
+
+// mayBeAtAWS says whether the labels can name a region of AWS. Another provider's controller
+// puts its own names there, such as fsn1, with which no AWS client can do anything. A node
+// without a provider was labelled by hand. EKS has eks-hybrid for nodes off AWS.
+func mayBeAtAWS(providerID string) bool {
+	provider, _, _ := strings.Cut(providerID, "://")
+	return provider == "" || provider == "aws" || provider == "eks-hybrid"
 }
 
 // NodeOf returns the node that the pod runs on; its labels are empty if it is not

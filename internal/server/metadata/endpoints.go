@@ -1,6 +1,7 @@
 package metadata
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -165,7 +166,7 @@ func (s *Server) regionView(claim identity.Claim) view {
 
 func place(name string, pod *identity.Pod, label, flag string) answer {
 	if name == "" {
-		return text(http.StatusNotFound, fmt.Sprintf("iam4kube: node %q of the pod has no label %s, and the server has no %s", pod.Node, label, flag))
+		return text(http.StatusNotFound, fmt.Sprintf("iam4kube: node %q of the pod has no label %s or is another provider's, and the server has no %s", pod.Node, label, flag))
 	}
 	return text(http.StatusOK, name)
 }
@@ -208,6 +209,7 @@ func (s *Server) documentView(claim identity.Claim) view {
 		if err != nil {
 			panic(err) // strings always marshal
 		}
-		return answer{status: http.StatusOK, body: body}
+		// As EC2 writes it, because scripts look for "region" : "...". No value has a quote.
+		return answer{status: http.StatusOK, body: bytes.ReplaceAll(body, []byte(`": `), []byte(`" : `))}
 	})
 }

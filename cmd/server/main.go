@@ -43,11 +43,28 @@ func add(f *flags.Set) (config func() server.Config) {
 	f.Duration(&cfg.MaxStaleness, "max-staleness", "15m", 0, longest, "time without a word from the API server after which requests are refused, because addresses may have other owners; 0: never")
 	f.Duration(&cfg.SessionDuration, "session-duration", "1h", role.MinDuration, role.MaxDuration, "length of a session without the annotation "+role.AnnotationDuration)
 	f.Bool(&cfg.IMDSv1, "imdsv1", "true", "answer requests without a session token")
+	var rolesByDefault string
+	f.Choice(&rolesByDefault, "roles-by-default", "allow", []string{"allow", "deny"}, "whether ServiceAccounts may have any role where the namespace has no annotation "+role.AnnotationAllowed)
+	f.String(&cfg.Sessions.Cluster, "cluster", "", "name of the cluster, for the session tag "+role.TagCluster)
+	f.Bool(&cfg.Sessions.Tagged, "session-tags", "false", "tag sessions with cluster, namespace and ServiceAccount; roles have to allow sts:TagSession")
+	var tags []string
+	f.Strings(&tags, "session-tag", "KEY=VALUE, a further tag of all sessions; may be repeated")
+	f.Bool(&cfg.Sessions.SourceIdentity, "source-identity", "false", "set the source identity of sessions to their names; roles have to allow sts:SetSourceIdentity")
 	f.Strings(&cfg.TokenForwarders, "token-forwarder", "NAMESPACE/NAME of a ServiceAccount whose pods may hand in the tokens of others; may be repeated")
 	f.String(&cfg.Namespace, "namespace", ownNamespace(), "namespace of the Secret with the token key; the pod's own")
 	f.String(&cfg.Region, "region", "", "region of pods whose nodes have no label topology.kubernetes.io/region or are another provider's, and of STS if the AWS configuration names none")
 	f.String(&cfg.AvailabilityZone, "availability-zone", "", "zone of pods whose nodes have no label topology.kubernetes.io/zone or are another provider's")
-	return func() server.Config { return cfg }
+	return func() server.Config {
+		cfg.DenyRolesByDefault = rolesByDefault == "deny"
+		for _, tag := range tags {
+			key, value, found := strings.Cut(tag, "=")
+			if !found {
+				key = "" // none that is accepted
+			}
+			cfg.Sessions.Tags = append(cfg.Sessions.Tags, role.Tag{Key: key, Value: value})
+		}
+		return cfg
+	}
 }
 
 // ownNamespace is where the kubelet says that this pod is.

@@ -65,6 +65,13 @@ func TestWrongFlagsExitWith2(t *testing.T) {
 		{[]string{"--session-duration=12h1s"}, []string{"session-duration", "from 15m0s to 12h0m0s"}},
 		{[]string{"--session-duration=900.5s"}, []string{"session-duration", "whole seconds"}},
 		{[]string{"--imdsv1", "false"}, []string{`"false"`, "--name=false"}},
+		{[]string{"--roles-by-default=none"}, []string{"roles-by-default", "allow", "deny"}},
+		{[]string{"--session-tag=a=b"}, []string{"--session-tag", "--session-tags"}},
+		{[]string{"--session-tags", "--session-tag=a"}, []string{"--session-tag", "key"}},
+		{[]string{"--session-tags", "--session-tag=aws:a=b"}, []string{"--session-tag", "aws:"}},
+		{[]string{"--session-tags", "--session-tag=A=b", "--session-tag=a=c"}, []string{"--session-tag", "twice"}},
+		{[]string{"--session-tags", "--session-tag=Kubernetes-Namespace=c"}, []string{"--session-tag", "twice"}},
+		{[]string{"--session-tags", "--cluster=a;b"}, []string{"--cluster", "kubernetes-cluster"}},
 		{[]string{"--token-forwarder=kube-system"}, []string{"--token-forwarder", "NAMESPACE/NAME"}},
 		{[]string{"--token-forwarder=a/b", "--token-forwarder=a/B"}, []string{"--token-forwarder", "NAMESPACE/NAME"}},
 		{[]string{"--namespace="}, []string{"--namespace", "name"}},
@@ -98,12 +105,13 @@ func TestHelp(t *testing.T) {
 			`--log-level "info"`, `--log-encoding "json"`, `--aux-listen-on ":9090"`, `--debug "false"`, `--kubeconfig ""`,
 			`--listen-on ":8080"`, `--sts-rate-limit "10"`, `--sts-rate-burst "20"`, `--max-wait "15s"`, `--max-staleness "15m"`, `--drain "10s"`,
 			`--ready-within "10m"`, `--session-duration "1h"`, `--imdsv1 "true"`, `--namespace "iam4kube"`, `--region ""`, `--availability-zone ""`, `--token-forwarder ""`, `--version "false"`,
+			`--roles-by-default "allow"`, `--cluster ""`, `--session-tags "false"`, `--session-tag ""`, `--source-identity "false"`,
 		} {
 			if strings.Count(stdout, "  "+line+"\n") != 1 {
 				t.Errorf("%s: want the line %s in %s", argument, line, stdout)
 			}
 		}
-		if flags := strings.Count(stdout, "\n  --"); flags != 19 {
+		if flags := strings.Count(stdout, "\n  --"); flags != 24 {
 			t.Errorf("%s: %d flags", argument, flags)
 		}
 	}

@@ -1,12 +1,15 @@
 package server
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/iam4kube/iam4kube/internal/server/role"
 )
 
 // minStaleness is above what a watch on which all is well is silent for at most.
@@ -26,6 +29,10 @@ type Config struct {
 	ReadyWithin           time.Duration
 	MaxStaleness          time.Duration // 0: no limit
 	IMDSv1                bool
+	// Sessions is what all sessions have, but for Duration, which is SessionDuration.
+	Sessions role.Sessions
+	// DenyRolesByDefault: a namespace without the annotation of allowed roles has none.
+	DenyRolesByDefault bool
 	// TokenForwarders are ServiceAccounts whose pods may hand in the
 	// tokens of others, each NAMESPACE/NAME.
 	TokenForwarders          []string
@@ -43,6 +50,12 @@ func (c Config) Validate() error {
 		return fmt.Errorf("--session-duration %v: want whole seconds", c.SessionDuration)
 	case len(validation.IsDNS1123Label(c.Namespace)) > 0:
 		return fmt.Errorf("--namespace %q: want the name of the server's own namespace, up to 63 lower-case letters, digits or -", c.Namespace)
+	}
+	if len(c.Sessions.Tags) > 0 && !c.Sessions.Tagged {
+		return errors.New("--session-tag without --session-tags, which says that sessions have tags")
+	}
+	if err := c.Sessions.Validate(); err != nil {
+		return fmt.Errorf("--session-tag, --cluster: %w", err)
 	}
 	for _, account := range c.TokenForwarders {
 		if name := splitName(account); len(validation.IsDNS1123Label(name.Namespace)) > 0 || len(validation.IsDNS1123Subdomain(name.Name)) > 0 {

@@ -44,7 +44,7 @@ func TestNothingKeptGrowsWithItsSender(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	hub := waiting.NewHub(1, 1)
 	cache := credentials.New(nil, hub, registry, zap.NewNop())
-	index := identity.New(hub, cache, podevents.New(client.CoreV1(), registry, zap.NewNop()), time.Hour, registry)
+	index := identity.New(identity.Config{Hub: hub, Roles: cache, Observer: podevents.New(client.CoreV1(), registry, zap.NewNop()), Sessions: role.Sessions{Duration: time.Hour}, Registry: registry})
 	pods, accounts, nodes := index.Pods(client), index.ServiceAccounts(metadata), index.Nodes(client)
 
 	long := strings.Repeat("a", senderBytes)

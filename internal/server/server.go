@@ -123,11 +123,16 @@ func (s *server) build(ctx context.Context) error {
 	hub := waiting.NewHub(waitersPerAddress, waitingPlaces(debug.SetMemoryLimit(-1)))
 	events := podevents.New(client.CoreV1(), s.registry, s.log)
 	s.cache = credentials.New(assumer, hub, s.registry, s.log)
+	sessions := s.cfg.Sessions
+	sessions.Duration = s.cfg.SessionDuration
 	var forwarders []types.NamespacedName
 	for _, account := range s.cfg.TokenForwarders {
 		forwarders = append(forwarders, splitName(account))
 	}
-	s.index = identity.New(hub, s.cache, events, s.cfg.SessionDuration, s.registry, forwarders...)
+	s.index = identity.New(identity.Config{
+		Hub: hub, Roles: s.cache, Observer: events, Sessions: sessions, Forwarders: forwarders,
+		DenyByDefault: s.cfg.DenyRolesByDefault, Registry: s.registry,
+	})
 	s.podTokens = podtoken.New(client.Discovery().RESTClient(), hub, s.registry, s.log)
 	s.tokens = imdstoken.NewKeys(client.CoreV1().Secrets(s.cfg.Namespace), s.registry, s.log)
 	s.watches = kube.NewWatches(reach, client.Discovery().RESTClient(), s.registry)

@@ -156,7 +156,7 @@ func (s *simulation) checkLogs() {
 // annotated is the role of a ServiceAccount with these annotations.
 func annotated(t *testing.T, namespace, account string, annotations map[string]string) *role.Role {
 	t.Helper()
-	r, err := role.FromAnnotations(namespace, account, annotations, time.Hour)
+	r, err := role.FromAnnotations(namespace, account, annotations, role.Sessions{Duration: time.Hour})
 	if err != nil || r == nil {
 		t.Fatalf("%v: %v", annotations, err)
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/base32"
 	"encoding/base64"
+	"slices"
 	"strings"
 	"time"
 )
@@ -22,6 +23,17 @@ func (f *Fake) assumeRole(caller identity, req *assumeRequest) (Issued, *apiErro
 	role, exists := f.role(req.role)
 	if !exists || !role.Trust.allows(caller, req.sessionName, req.externalID) {
 		return Issued{}, errNotAuthorized(caller.arn, req.role)
+	}
+	if len(req.tags) > 0 && !role.Trust.TagSession {
+		return Issued{}, errNotAuthorizedTo("sts:TagSession", caller.arn, req.role)
+	}
+	if req.sourceIdentity != "" && !role.Trust.SetSourceIdentity {
+		return Issued{}, errNotAuthorizedTo("sts:SetSourceIdentity", caller.arn, req.role)
+	}
+	for key, value := range role.Trust.RequestTags {
+		if !slices.Contains(req.tags, Tag{key, value}) {
+			return Issued{}, errNotAuthorized(caller.arn, req.role)
+		}
 	}
 	if caller.session != nil && req.duration > chainedMax {
 		return Issued{}, errRoleChaining
@@ -67,6 +79,8 @@ func (req *assumeRequest) issued(callerARN string) Issued {
 		SessionName: req.sessionName,
 		CallerARN:   callerARN,
 		Expiration:  time.Now().Add(time.Duration(req.duration) * time.Second),
+
+		Tags: req.tags, SourceIdentity: req.sourceIdentity, PolicyARNs: req.policies,
 	}
 	if req.externalID != nil {
 		i.ExternalID = *req.externalID

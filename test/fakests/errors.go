@@ -52,6 +52,10 @@ var (
 		status: http.StatusBadRequest, code: "ValidationError",
 		message: "Request ARN is invalid",
 	}
+	errPackedPolicyTooLarge = &apiError{
+		status: http.StatusBadRequest, code: "PackedPolicyTooLarge",
+		message: "Packed size of session tags consumes more than 100% of allotted space.",
+	}
 	errRoleChaining = &apiError{
 		status: http.StatusBadRequest, code: "ValidationError",
 		message: "The requested DurationSeconds exceeds the 1 hour session limit for roles assumed by role chaining.",
@@ -117,8 +121,12 @@ func errExpiredIdentityToken(now, expires time.Time) *apiError {
 }
 
 func errNotAuthorized(callerARN, roleARN string) *apiError {
+	return errNotAuthorizedTo("sts:AssumeRole", callerARN, roleARN)
+}
+
+func errNotAuthorizedTo(action, callerARN, roleARN string) *apiError {
 	return &apiError{
 		status: http.StatusForbidden, code: "AccessDenied",
-		message: fmt.Sprintf("User: %s is not authorized to perform: sts:AssumeRole on resource: %s", callerARN, roleARN),
+		message: fmt.Sprintf("User: %s is not authorized to perform: %s on resource: %s", callerARN, action, roleARN),
 	}
 }

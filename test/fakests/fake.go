@@ -51,6 +51,10 @@ type Issued struct {
 	SessionName string
 	ExternalID  string
 	CallerARN   string // who assumed the role; empty for IssueSession
+
+	Tags           []Tag
+	SourceIdentity string
+	PolicyARNs     []string
 }
 
 // ARN of the role session: arn:aws:sts::123456789012:assumed-role/ROLE/SESSION.

@@ -25,7 +25,7 @@ const (
 
 // parameters of each action that the fake knows how to honour.
 var parameters = map[string][]string{
-	actionAssumeRole:                {"RoleArn", "RoleSessionName", "DurationSeconds", "ExternalId"},
+	actionAssumeRole:                {"RoleArn", "RoleSessionName", "DurationSeconds", "ExternalId", "SourceIdentity"},
 	actionAssumeRoleWithWebIdentity: {"RoleArn", "RoleSessionName", "DurationSeconds", "WebIdentityToken"},
 	actionGetCallerIdentity:         nil,
 }
@@ -59,7 +59,8 @@ func parseQuery(r *http.Request, body []byte) (url.Values, *apiError) {
 		if len(values) > 1 {
 			return query, errParameter(name, "is given more than once")
 		}
-		if name != "Action" && name != "Version" && !slices.Contains(known, name) {
+		isMember := action == actionAssumeRole && memberPattern.MatchString(name)
+		if name != "Action" && name != "Version" && !slices.Contains(known, name) && !isMember {
 			return query, errParameter(name, "is unknown or not modelled for "+action)
 		}
 	}
@@ -73,6 +74,10 @@ type assumeRequest struct {
 	externalID  *string // nil: not given
 	token       string  // of AssumeRoleWithWebIdentity
 	duration    int     // seconds
+
+	tags           []Tag
+	sourceIdentity string
+	policies       []string
 }
 
 // Patterns as the API reference has them; an "arn" is any text that XML can hold.
@@ -110,6 +115,10 @@ func parseAssumeRequest(query url.Values) (*assumeRequest, *apiError) {
 		id := required("ExternalId", externalIDPattern)
 		req.externalID = &id
 	}
+	if query.Has("SourceIdentity") {
+		req.sourceIdentity = required("SourceIdentity", sourceIdentityPattern)
+	}
+	violations = append(violations, req.parseSession(query)...)
 	if query.Has("DurationSeconds") {
 		var wrong string
 		req.duration, wrong = parseDuration(query.Get("DurationSeconds"))
@@ -124,7 +133,7 @@ func parseAssumeRequest(query url.Values) (*assumeRequest, *apiError) {
 	if _, err := parseRoleARN(req.role); err != nil {
 		return nil, errInvalidARN
 	}
-	return req, nil
+	return req, req.checkSession()
 }
 
 func parseDuration(value string) (seconds int, wrong string) {

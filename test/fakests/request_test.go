@@ -176,7 +176,12 @@ func TestProtocol(t *testing.T) {
 		"broken form":       {body: "Action=AssumeRole&x=%zz", status: 400, code: "MalformedQueryString"},
 		"unknown parameter": {body: form(map[string][]string{"RoleARN": {"x"}}), status: 400, code: "InvalidQueryParameter"},
 		"session policy":    {body: form(map[string][]string{"Policy": {"{}"}}), status: 400, code: "InvalidQueryParameter"},
-		"session tags":      {body: form(map[string][]string{"Tags.member.1.Key": {"k"}}), status: 400, code: "InvalidQueryParameter"},
+		"tag twice":         {body: form(map[string][]string{"Tags.member.1.Key": {"k"}, "Tags.member.1.Value": {""}, "Tags.member.2.Key": {"K"}, "Tags.member.2.Value": {""}}), status: 400, code: "InvalidQueryParameter"},
+		"tag of AWS":        {body: form(map[string][]string{"Tags.member.1.Key": {"aws:k"}, "Tags.member.1.Value": {""}}), status: 400, code: "InvalidQueryParameter"},
+		"tag's characters":  {body: form(map[string][]string{"Tags.member.1.Key": {"k;"}, "Tags.member.1.Value": {""}}), status: 400, code: "ValidationError"},
+		"tag not allowed":   {body: form(map[string][]string{"Tags.member.1.Key": {"k"}, "Tags.member.1.Value": {"v"}}), status: 403, code: "AccessDenied"},
+		"source identity":   {body: form(map[string][]string{"SourceIdentity": {"somebody"}}), status: 403, code: "AccessDenied"},
+		"no policy":         {body: form(map[string][]string{"PolicyArns.member.1.arn": {"ReadOnlyAccess"}}), status: 400, code: "InvalidQueryParameter"},
 		"repeated parameter": {
 			body: form(map[string][]string{"ExternalId": {"one", "two"}}), status: 400,
 			code: "InvalidQueryParameter",

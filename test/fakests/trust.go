@@ -32,6 +32,13 @@ type Trust struct {
 	// SessionNames, if not empty: StringLike on sts:RoleSessionName.
 	SessionNames []string `json:"sessionNames"`
 
+	// TagSession and SetSourceIdentity are these actions beside sts:AssumeRole.
+	TagSession        bool `json:"tagSession"`
+	SetSourceIdentity bool `json:"setSourceIdentity"`
+
+	// RequestTags, if not empty: StringEquals on aws:RequestTag/KEY.
+	RequestTags map[string]string `json:"requestTags"`
+
 	// WebIdentities that may call AssumeRoleWithWebIdentity: StringLike on the
 	// token's subject, for example system:serviceaccount:iam4kube:*.
 	WebIdentities []string `json:"webIdentities"`

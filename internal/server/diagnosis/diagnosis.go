@@ -51,6 +51,8 @@ const (
 	OtherPod Refusal = "other-pod"
 	// BadAnnotation: what the ServiceAccount's annotations say is wrong.
 	BadAnnotation Refusal = "bad-annotation"
+	// NotAllowed: the ServiceAccount's namespace may not have the role.
+	NotAllowed Refusal = "not-allowed"
 	// Denied: STS does not give the role.
 	Denied Refusal = "denied"
 )
@@ -68,10 +70,11 @@ const (
 	AccountMissing         Reason = "IAMServiceAccountMissing"
 	AddressAmbiguous       Reason = "IAMPodAddressAmbiguous"
 	TokenMissing           Reason = "IAMPodTokenMissing"
+	RoleNotAllowed         Reason = "IAMRoleNotAllowed"
 )
 
 // Reasons lists every Reason.
-var Reasons = []Reason{Serving, AnnotationInvalid, RoleMissing, RoleDenied, CredentialsUnavailable, AccountMissing, AddressAmbiguous, TokenMissing}
+var Reasons = []Reason{Serving, AnnotationInvalid, RoleMissing, RoleDenied, CredentialsUnavailable, AccountMissing, AddressAmbiguous, TokenMissing, RoleNotAllowed}
 
 // Subject is whom a Diagnosis is about, as far as he is known.
 type Subject struct {
@@ -157,6 +160,9 @@ func (s Subject) Refused(refusal Refusal) Diagnosis {
 		d.Text = fmt.Sprintf("ServiceAccount %s of pod %s was made anew after the token (source address %s). Restart the pod.", s.ServiceAccount, s.Pod, s.Address)
 	case OtherPod:
 		d.Text = fmt.Sprintf("the token is that of pod %s, and the source address %s is another pod's. Only ServiceAccounts named by --token-forwarder may hand in the tokens of others.", s.Pod, s.Address)
+	case NotAllowed:
+		d.Reason = RoleNotAllowed
+		d.Text = fmt.Sprintf("not-allowed: the namespace of ServiceAccount %s may not have the role %s: %s. Whoever administers the cluster can allow it there.", s.ServiceAccount, s.Role.ARN, s.Why)
 	case BadAnnotation:
 		d.Reason = AnnotationInvalid
 		d.Text = fmt.Sprintf("ServiceAccount %s of pod %s gives no IAM role: %s. Correct the annotation; no restart is needed.", s.ServiceAccount, s.Pod, s.Why)

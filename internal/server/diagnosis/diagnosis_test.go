@@ -43,6 +43,7 @@ func TestEveryRefusalSaysWhy(t *testing.T) {
 		Stale:         {"", []string{"source address 10.0.0.1", "--max-staleness", "as soon as"}},
 		NodeAddress:   {"", []string{"source address 10.0.0.1 is a node's", "hostNetwork", "masqueraded"}},
 		BadAnnotation: {AnnotationInvalid, []string{"ServiceAccount orders of pod shop/orders-0", subject.Why, "Correct the annotation"}},
+		NotAllowed:    {RoleNotAllowed, []string{"not-allowed: ", "ServiceAccount orders", subject.Role.ARN, subject.Why}},
 		Denied:        {RoleDenied, []string{subject.Role.ARN, "orders", "shop/orders-0", "(session name shop@orders, external ID 7Qx, 3600 s)", subject.Why, "trust policy", "next attempt is at 2026-11-30T08:00:01Z"}},
 	} {
 		d := subject.Refused(refusal)

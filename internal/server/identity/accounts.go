@@ -35,9 +35,10 @@ type account struct {
 	created int64
 	// namespace is what is known of its namespace.
 	namespace *namespace
-	// role is what its annotations say. It outlives the ServiceAccount as long as
-	// pods do: those that terminate are still served.
-	role *role.Role
+	// said is the role that its annotations name, and role is it while the namespace allows
+	// it. They outlive the ServiceAccount as long as pods do: those that terminate are still
+	// served.
+	said, role *role.Role
 	// wrong is why its annotations give no role, empty if nothing is wrong with them.
 	wrong string
 	// pods are those that name it, guarded by Index.changes and not by Index.mu.
@@ -63,7 +64,7 @@ func (a *account) remove(p *Pod) {
 func (x *Index) keepServiceAccount(s *metav1.PartialObjectMetadata) *ServiceAccount {
 	kept := &ServiceAccount{Namespace: shared(s.Namespace), Name: s.Name, UID: s.UID, Created: s.CreationTimestamp.Time}
 	var err error
-	if kept.Role, err = role.FromAnnotations(kept.Namespace, kept.Name, s.Annotations, x.defaultDuration); err != nil {
+	if kept.Role, err = role.FromAnnotations(kept.Namespace, kept.Name, s.Annotations, x.sessions); err != nil {
 		kept.Wrong = err.Error()
 	}
 	return kept
@@ -97,15 +98,18 @@ func (x *Index) setAccount(s *ServiceAccount) {
 // publishAccount tells which role is in use now: before the first request can ask for
 // it, and that the other one is not after the last. It keeps the pointer of a role that
 // has not changed: by that others know it. It needs changes.
-func (x *Index) publishAccount(a *account, exists bool, next *role.Role, wrong string) {
-	before := a.role
-	if before != nil && next != nil && *before == *next {
-		next = before
+func (x *Index) publishAccount(a *account, exists bool, said *role.Role, wrong string) {
+	if said != nil && a.said != nil && *said == *a.said {
+		said = a.said
+	}
+	before, next := a.role, said
+	if next != nil && !x.allows(a.namespace, next) {
+		next = nil
 	}
 	if next != nil && next != before {
 		x.roles.Want(next)
 	}
-	x.publish(func() { a.exists, a.role, a.wrong = exists, next, wrong })
+	x.publish(func() { a.exists, a.said, a.role, a.wrong = exists, said, next, wrong })
 	if before != nil && next != before {
 		x.roles.Drop(before)
 	}
@@ -114,7 +118,7 @@ func (x *Index) publishAccount(a *account, exists bool, next *role.Role, wrong s
 // removeAccount needs changes.
 func (x *Index) removeAccount(key types.NamespacedName) {
 	if a := x.accounts[key]; a != nil {
-		x.publishAccount(a, false, a.role, "")
+		x.publishAccount(a, false, a.said, "")
 		x.release(key)
 	}
 }

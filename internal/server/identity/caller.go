@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"cmp"
 	"net/netip"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -57,8 +58,10 @@ type Caller struct {
 	Claimants []*Pod
 	// Refusal is why there will be no role, empty if nothing speaks against it.
 	Refusal diagnosis.Refusal
-	// Wrong is what is wrong with the annotations while Refusal is diagnosis.BadAnnotation.
-	Wrong string
+	// Wrong is what is wrong with the annotations while Refusal is diagnosis.BadAnnotation,
+	// and why the namespace does not allow the role Denied while it is diagnosis.NotAllowed.
+	Wrong  string
+	Denied *role.Role
 }
 
 // Keys are what to watch to learn of any change to the Caller.
@@ -83,7 +86,7 @@ func (c Caller) Proof() string {
 
 // Subject is the Caller as a diagnosis names him.
 func (c Caller) Subject() diagnosis.Subject {
-	s := diagnosis.Subject{Address: c.Claim.Address, Role: c.Role, Why: c.Wrong}
+	s := diagnosis.Subject{Address: c.Claim.Address, Role: cmp.Or(c.Role, c.Denied), Why: c.Wrong}
 	if t := c.Claim.Token; t != nil {
 		s.ByToken, s.Pod, s.ServiceAccount = true, t.Namespace+"/"+t.Pod, t.ServiceAccount
 	}
@@ -136,8 +139,15 @@ func withRole(caller Caller) Caller {
 	switch {
 	case a.exists && a.wrong != "":
 		caller.Refusal, caller.Wrong = diagnosis.BadAnnotation, a.wrong
-	case a.role != nil && (a.exists || caller.Pod.Terminating):
-		caller.Role = a.role
+	case a.said != nil && (a.exists || caller.Pod.Terminating):
+		switch {
+		case a.role != nil:
+			caller.Role = a.role
+		case !a.namespace.known:
+			caller.Missing = diagnosis.Namespace
+		default:
+			caller.Refusal, caller.Wrong, caller.Denied = diagnosis.NotAllowed, a.namespace.why(), a.said
+		}
 	case !a.exists:
 		caller.Missing = diagnosis.ServiceAccount
 	default:

@@ -3,6 +3,7 @@ package identity
 import (
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -10,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/iam4kube/iam4kube/internal/server/diagnosis"
+	"github.com/iam4kube/iam4kube/internal/server/role"
 )
 
 // What to wait for and what to say follow from the Caller alone.
@@ -116,11 +118,75 @@ func TestBearer(t *testing.T) {
 	}
 }
 
+// A namespace's list of roles decides what is fetched and what is handed out, from the moment
+// of its change.
+func TestAllowedRoles(t *testing.T) {
+	const ip = "10.0.0.1"
+	w := newWorld()
+	set := func(annotation string) {
+		namespaceSink{w.Index}.Set(&Namespace{Name: "ns", Allowed: role.ParseAllowed(annotation)})
+	}
+	w.setPod(pod("a", ip))
+	w.setAccount(serviceAccount("a", "team/one"))
+	for _, tc := range []struct{ annotation, has string }{
+		{"arn:aws:iam::123456789012:role/team/*", "one"},
+		{"arn:aws:iam::123456789012:role/other/*", "not-allowed"},
+		{"arn:aws:iam::123456789012:role/other/*, arn:aws:iam::123456789012:role/team/one", "one"},
+		{"", "not-allowed"},
+		{"garbage", "not-allowed"},
+		{"*", "one"},
+	} {
+		set(tc.annotation)
+		if got := w.has(ip); got != tc.has {
+			t.Errorf("%q: %s, want %s", tc.annotation, got, tc.has)
+		}
+		if wanted := len(w.wanted); (wanted == 1) != (tc.has == "one") {
+			t.Errorf("%q: %d roles are fetched", tc.annotation, wanted)
+		}
+	}
+	set("")
+	c := w.Lookup(from(ip))
+	if text := c.Subject().Refused(c.Refusal).Text; !strings.Contains(text, "role/team/one") || !strings.Contains(text, role.AnnotationAllowed) {
+		t.Error(text)
+	}
+	// No annotation: the server's default.
+	namespaceSink{w.Index}.Set(&Namespace{Name: "ns"})
+	if got := w.has(ip); got != "one" {
+		t.Error(got)
+	}
+	w.denyByDefault = true
+	namespaceSink{w.Index}.Set(&Namespace{Name: "ns"})
+	if got := w.has(ip); got != "not-allowed" || len(w.wanted) != 0 {
+		t.Error(got, w.wanted)
+	}
+	// What the account says meanwhile counts once it is allowed.
+	w.setAccount(serviceAccount("a", "team/two"))
+	if got := w.has(ip); got != "not-allowed" {
+		t.Error(got)
+	}
+	set("arn:aws:iam::123456789012:role/team/two")
+	if got := w.has(ip); got != "two" {
+		t.Error(got)
+	}
+	w.setPod(with(pod("a", ip), terminating))
+	w.deleteAccount(serviceAccount("a", "team/two"))
+	if got := w.has(ip); got != "two" {
+		t.Error("its account has gone:", got)
+	}
+	set("")
+	if got := w.has(ip); got != "not-allowed" {
+		t.Error("its account has gone:", got)
+	}
+}
+
 // Pods of a namespace that is not known yet wait for it, because it may want tokens.
 func TestNamespaceComesLast(t *testing.T) {
 	w := newWorld()
 	podSink{w.Index}.Set(keepPod(pod("a", "10.0.0.1")))
-	w.setAccount(serviceAccount("a", "one"))
+	accountSink{w.Index}.Set(w.keepServiceAccount(serviceAccount("a", "one")))
+	if len(w.wanted) != 0 {
+		t.Error("a role is fetched that may not be allowed")
+	}
 	if got := w.has("10.0.0.1"); got != "namespace" {
 		t.Errorf("got %s", got)
 	}

@@ -54,7 +54,7 @@ type world struct {
 
 func newWorld() *world {
 	w := &world{hub: waiting.NewHub(1000, 1000), wanted: wanted{}, seen: &observed{}}
-	w.Index = New(w.hub, w.wanted, w.seen, time.Hour, prometheus.NewRegistry())
+	w.Index = New(Config{Hub: w.hub, Roles: w.wanted, Observer: w.seen, Sessions: role.Sessions{Duration: time.Hour}, Registry: prometheus.NewRegistry()})
 	return w
 }
 
@@ -81,6 +81,7 @@ func (w *world) listPods(pods ...*corev1.Pod) {
 }
 
 func (w *world) setAccount(a *metav1.PartialObjectMetadata) {
+	w.sees(a.Namespace)
 	accountSink{w.Index}.Set(w.keepServiceAccount(a))
 }
 
@@ -91,6 +92,7 @@ func (w *world) deleteAccount(a *metav1.PartialObjectMetadata) {
 func (w *world) listAccounts(accounts ...*metav1.PartialObjectMetadata) {
 	var kept []*ServiceAccount
 	for _, a := range accounts {
+		w.sees(a.Namespace)
 		kept = append(kept, w.keepServiceAccount(a))
 	}
 	accountSink{w.Index}.Replace(kept)

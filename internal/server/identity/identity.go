@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/apimachinery/pkg/types"
@@ -36,10 +35,10 @@ type Observer interface {
 
 // Index knows the callers. Its methods may be called from any goroutine.
 type Index struct {
-	hub             *waiting.Hub
-	roles           Roles
-	observer        Observer
-	defaultDuration time.Duration
+	hub      *waiting.Hub
+	roles    Roles
+	observer Observer
+	sessions role.Sessions
 
 	stale atomic.Bool
 
@@ -48,10 +47,11 @@ type Index struct {
 	// it may read everything; it is locked before mu.
 	changes sync.Mutex
 	// listed is set with the first full list of pods.
-	listed     bool
-	pods       map[types.NamespacedName]*Pod
-	accounts   map[types.NamespacedName]*account
-	namespaces map[string]*namespace
+	listed        bool
+	pods          map[types.NamespacedName]*Pod
+	accounts      map[types.NamespacedName]*account
+	namespaces    map[string]*namespace
+	denyByDefault bool
 	// forwarders are the ServiceAccounts whose pods may hand in the tokens of others.
 	forwarders map[types.NamespacedName]struct{}
 	// left are the accounts that lost a pod during the present change.
@@ -73,11 +73,26 @@ type Index struct {
 	podCIDRs map[netip.Prefix]int
 }
 
-// New returns an empty Index. Waiters of hub wait for the keys that Caller names. The pods
-// of the forwarders, which are ServiceAccounts, may hand in the tokens of others.
-func New(hub *waiting.Hub, roles Roles, observer Observer, defaultDuration time.Duration, registry prometheus.Registerer, forwarders ...types.NamespacedName) *Index {
+// Config is what an Index needs. Every field is required, but those that say what leaving
+// them empty means.
+type Config struct {
+	// Hub has those who wait for the keys that Caller names.
+	Hub      *waiting.Hub
+	Roles    Roles
+	Observer Observer
+	// Sessions is what roles have that their annotations do not say.
+	Sessions role.Sessions
+	// Forwarders are ServiceAccounts whose pods may hand in the tokens of others; empty: none.
+	Forwarders []types.NamespacedName
+	// DenyByDefault: a namespace that does not say which roles are allowed has none.
+	DenyByDefault bool
+	Registry      prometheus.Registerer
+}
+
+// New returns an empty Index.
+func New(cfg Config) *Index {
 	x := &Index{
-		hub: hub, roles: roles, observer: observer, defaultDuration: defaultDuration,
+		hub: cfg.Hub, roles: cfg.Roles, observer: cfg.Observer, sessions: cfg.Sessions, denyByDefault: cfg.DenyByDefault,
 		pods:       map[types.NamespacedName]*Pod{},
 		addresses:  map[netip.Addr][]*Pod{},
 		hosts:      map[netip.Addr]map[string]int{},
@@ -87,10 +102,10 @@ func New(hub *waiting.Hub, roles Roles, observer Observer, defaultDuration time.
 		namespaces: map[string]*namespace{},
 		forwarders: map[types.NamespacedName]struct{}{},
 	}
-	for _, account := range forwarders {
+	for _, account := range cfg.Forwarders {
 		x.forwarders[account] = struct{}{}
 	}
-	registry.MustRegister(collector{x})
+	cfg.Registry.MustRegister(collector{x})
 	return x
 }
 

@@ -7,7 +7,7 @@ var (
 		"Pods in the index, by whether a request from their addresses can be theirs (no: hostNetwork, or all containers have terminated).",
 		[]string{"served"}, nil)
 	accountsDesc = prometheus.NewDesc("iam4kube_service_accounts",
-		"ServiceAccounts by what their annotations say: a role, none, or something wrong; deleted ones are those whose last pods are still terminating.",
+		"ServiceAccounts by what their annotations say: a role, none, something wrong, or a role that the namespace does not allow; deleted ones are those whose last pods are still terminating.",
 		[]string{"role"}, nil)
 	sharedDesc = prometheus.NewDesc("iam4kube_ambiguous_addresses",
 		"Addresses that more than one live pod claims; their requests are refused.", nil, nil)
@@ -27,7 +27,7 @@ func (collector) Describe(ch chan<- *prometheus.Desc) {
 // Collect implements prometheus.Collector.
 func (c collector) Collect(ch chan<- prometheus.Metric) {
 	served := map[string]int{"yes": 0, "no": 0}
-	roles := map[string]int{"valid": 0, "none": 0, "invalid": 0, "deleted": 0}
+	roles := map[string]int{"valid": 0, "none": 0, "invalid": 0, "not-allowed": 0, "deleted": 0}
 	ambiguous := 0
 	c.index.changes.Lock()
 	for _, p := range c.index.pods {
@@ -39,13 +39,15 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	for _, a := range c.index.accounts {
 		switch {
-		case !a.exists && a.role != nil:
+		case !a.exists && a.said != nil:
 			roles["deleted"]++
 		case !a.exists: // only named by pods
 		case a.wrong != "":
 			roles["invalid"]++
 		case a.role != nil:
 			roles["valid"]++
+		case a.said != nil:
+			roles["not-allowed"]++
 		default:
 			roles["none"]++
 		}

@@ -2,6 +2,9 @@ package identity
 
 import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/iam4kube/iam4kube/internal/server/diagnosis"
+	"github.com/iam4kube/iam4kube/internal/server/role"
 )
 
 // LabelIdentity of a namespace says how its pods are known, Token that it is by tokens alone.
@@ -15,6 +18,8 @@ type Namespace struct {
 	Name string
 	// TokensOnly: source addresses decide nothing about its pods.
 	TokensOnly bool
+	// Allowed are the roles that its ServiceAccounts may have, nil if nobody has said.
+	Allowed *role.Allowed
 }
 
 // namespaceKey is the key in the waiting.Hub that is woken when a namespace changes.
@@ -26,6 +31,8 @@ type namespace struct {
 	// seen: pods outlive their namespace by a moment.
 	exists, known bool
 	tokensOnly    bool
+	// allowed is that of Namespace.
+	allowed *role.Allowed
 	// accounts is how many hold it, guarded by Index.changes and not by Index.mu.
 	accounts int
 }
@@ -33,10 +40,14 @@ type namespace struct {
 // keepNamespace takes the label, and the annotation of the same name: whoever sets either
 // wants it closed.
 func keepNamespace(n *metav1.PartialObjectMetadata) *Namespace {
-	return &Namespace{
+	kept := &Namespace{
 		Name:       shared(n.Name),
 		TokensOnly: n.Labels[LabelIdentity] == identityToken || n.Annotations[LabelIdentity] == identityToken,
 	}
+	if allowed, ok := n.Annotations[role.AnnotationAllowed]; ok {
+		kept.Allowed = role.ParseAllowed(allowed)
+	}
+	return kept
 }
 
 // namespaceOf returns the namespace of that name, which is the same one until
@@ -57,10 +68,46 @@ func (x *Index) releaseNamespace(name string) {
 	}
 }
 
-// setNamespace needs changes.
+// setNamespace takes over what is said of the namespace, for the roles in use too. It needs
+// changes.
 func (x *Index) setNamespace(n *Namespace) {
 	kept := x.namespaceOf(n.Name)
-	x.publish(func() { kept.exists, kept.known, kept.tokensOnly = true, true, n.TokensOnly })
+	x.publish(func() {
+		kept.exists, kept.known, kept.tokensOnly, kept.allowed = true, true, n.TokensOnly, n.Allowed
+	})
+	for key, a := range x.accounts {
+		if a.namespace != kept || a.said == nil {
+			continue
+		}
+		before := a.role
+		x.publishAccount(a, a.exists, a.said, a.wrong)
+		if before != nil && a.role == nil {
+			x.reportPods(a, diagnosis.Subject{ServiceAccount: key.Name, Role: a.said, Why: kept.why()}.Refused(diagnosis.NotAllowed))
+		}
+	}
+}
+
+// allows reports whether accounts of the namespace may have the role: not before it is
+// known. It needs changes.
+func (x *Index) allows(n *namespace, r *role.Role) bool {
+	switch {
+	case !n.known:
+		return false
+	case n.allowed == nil:
+		return !x.denyByDefault
+	}
+	return n.allowed.Allows(r.ARN)
+}
+
+// why is what the namespace says of its roles.
+func (n *namespace) why() string {
+	switch {
+	case n.allowed == nil:
+		return "it has no annotation " + role.AnnotationAllowed + ", and the server runs with --roles-by-default=deny"
+	case n.allowed.Wrong() != "":
+		return "no pattern of its annotation " + role.AnnotationAllowed + " matches; " + n.allowed.Wrong()
+	}
+	return "no pattern of its annotation " + role.AnnotationAllowed + " matches"
 }
 
 // removeNamespace needs changes.

@@ -76,9 +76,18 @@ func tooMany(full error) answer {
 	return a
 }
 
-// refused answers what waiting does not change.
+// refused answers what waiting does not change. A role that the namespace does not allow is
+// one that EC2's list does not have.
 func refused(c identity.Caller) answer {
 	return failed(c, c.Subject().Refused(c.Refusal))
+}
+
+// asEC2 is an answer as a client of the metadata API understands it.
+func (a answer) asEC2() answer {
+	if a.failure != nil && a.failure.diagnosis.Refusal == diagnosis.NotAllowed {
+		a.status = http.StatusNotFound
+	}
+	return a
 }
 
 // missing answers when the wait for a piece has ended. A pod is older than its token: if the

@@ -62,7 +62,7 @@ func newServer(t testing.TB, maxWait time.Duration) *Server {
 	hub := waiting.NewHub(64, 1024)
 	cache := credentials.New(issuer{}, hub, registry, log)
 	events := podevents.New(client.CoreV1(), registry, log)
-	index := identity.New(hub, cache, events, time.Hour, registry)
+	index := identity.New(identity.Config{Hub: hub, Roles: cache, Observer: events, Sessions: role.Sessions{Duration: time.Hour}, Registry: registry})
 	tokens := imdstoken.NewKeys(nil, registry, log)
 
 	tokens.Resource().Sink.Set(&corev1.Secret{Data: map[string][]byte{imdstoken.CurrentKey: make([]byte, imdstoken.MinKeyLength)}})

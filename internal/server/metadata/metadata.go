@@ -154,7 +154,7 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, t target) answer
 	case endpointContainer:
 		return s.containerCredentials(r.Context(), claim, authorization)
 	}
-	return s.await(r.Context(), s.cfg.MaxWait, func() view { return s.look(claim, t) })
+	return s.await(r.Context(), s.cfg.MaxWait, func() view { return s.look(claim, t) }).asEC2()
 }
 
 func (s *Server) look(claim identity.Claim, t target) view {

@@ -119,7 +119,7 @@ func newEdgeOver(t *testing.T, held *heldSTS, maxWait time.Duration, hub *waitin
 	held.verdicts, held.calls = map[string]chan *sts.Error{}, map[string]int{}
 	cache := credentials.New(held, hub, registry, log)
 	events := podevents.New(client.CoreV1(), registry, log)
-	index := identity.New(hub, cache, events, time.Hour, registry)
+	index := identity.New(identity.Config{Hub: hub, Roles: cache, Observer: events, Sessions: role.Sessions{Duration: time.Hour}, Registry: registry})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() {

@@ -12,6 +12,7 @@ const (
 	AnnotationARN        = "iam.amazonaws.com/roleArn"
 	AnnotationExternalID = "iam.amazonaws.com/roleExternalId"
 	AnnotationDuration   = "iam.amazonaws.com/roleSessionDuration"
+	AnnotationPolicyARNs = "iam.amazonaws.com/roleSessionPolicyArns"
 )
 
 // Bounds of DurationSeconds,
@@ -59,9 +60,9 @@ func (e *AnnotationError) Error() string {
 // FromAnnotations reads the role of a ServiceAccount. The result is nil if there
 // is no role annotation; a wrong annotation, whichever it is, is an
 // *AnnotationError and leaves no role. Without AnnotationDuration, sessions are
-// defaultDuration long. Annotations can be 256 KiB long together; of the result, no
+// as long as Sessions says. Annotations can be 256 KiB long together; of the result, no
 // string is longer than is valid.
-func FromAnnotations(namespace, serviceAccount string, annotations map[string]string, defaultDuration time.Duration) (*Role, error) {
+func FromAnnotations(namespace, serviceAccount string, annotations map[string]string, sessions Sessions) (*Role, error) {
 	arn := annotations[AnnotationARN]
 	if arn == "" {
 		return nil, nil
@@ -73,7 +74,8 @@ func FromAnnotations(namespace, serviceAccount string, annotations map[string]st
 		ARN:            arn,
 		ExternalID:     annotations[AnnotationExternalID],
 		SessionName:    SessionName(namespace, serviceAccount),
-		Duration:       defaultDuration,
+		Duration:       sessions.Duration,
+		Tags:           sessions.tags(namespace, serviceAccount),
 		Namespace:      namespace,
 		ServiceAccount: serviceAccount,
 	}
@@ -86,6 +88,14 @@ func FromAnnotations(namespace, serviceAccount string, annotations map[string]st
 		if err != nil || r.Duration < MinDuration || r.Duration > MaxDuration {
 			return nil, &AnnotationError{AnnotationDuration, v, "whole seconds from 900 to 43200"}
 		}
+	}
+	if sessions.SourceIdentity {
+		r.SourceIdentity = r.SessionName
+	}
+	var err error
+	r.PolicyARNs, err = policyARNs(annotations[AnnotationPolicyARNs])
+	if err != nil {
+		return nil, err
 	}
 	return r, nil
 }

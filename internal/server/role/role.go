@@ -20,6 +20,12 @@ type Role struct {
 	SessionName string
 	// Duration is the DurationSeconds parameter, 15 min to 12 h in whole seconds.
 	Duration time.Duration
+	// Tags are the session's, each KEY=VALUE with a line feed between; none if empty.
+	Tags string
+	// SourceIdentity is the parameter of that name, empty means that none is sent.
+	SourceIdentity string
+	// PolicyARNs are managed policies that narrow the session, with commas between.
+	PolicyARNs string
 	// Namespace and ServiceAccount say whose role it is.
 	Namespace, ServiceAccount string
 }

@@ -65,7 +65,7 @@ func TestFromAnnotations(t *testing.T) {
 		{name: "duration whose product wraps around", annotations: map[string]string{AnnotationARN: good, AnnotationDuration: "18446744074609"}, wrong: AnnotationDuration},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			got, err := FromAnnotations("ns", "sa", tc.annotations, time.Hour)
+			got, err := FromAnnotations("ns", "sa", tc.annotations, Sessions{Duration: time.Hour})
 			var annotationError *AnnotationError
 			switch {
 			case tc.wrong != "":
@@ -109,7 +109,7 @@ func TestPartitions(t *testing.T) {
 	list.Partitions = append(list.Partitions, struct{ ID string }{"aws-new2-x"})
 	for _, partition := range list.Partitions {
 		arn := "arn:" + partition.ID + ":iam::123456789012:role/app"
-		if r, err := FromAnnotations("ns", "sa", map[string]string{AnnotationARN: arn}, time.Hour); err != nil || r.ARN != arn {
+		if r, err := FromAnnotations("ns", "sa", map[string]string{AnnotationARN: arn}, Sessions{Duration: time.Hour}); err != nil || r.ARN != arn {
 			t.Errorf("%s: %v, %v", partition.ID, r, err)
 		}
 	}
@@ -118,7 +118,7 @@ func TestPartitions(t *testing.T) {
 // A value is quoted as far as it helps, and its length says what else is wrong with it.
 func TestErrorQuotesTheBeginning(t *testing.T) {
 	arn := "arn:aws:iam::123456789012:role/" + strings.Repeat("a", 4000)
-	_, err := FromAnnotations("ns", "sa", map[string]string{AnnotationARN: arn}, time.Hour)
+	_, err := FromAnnotations("ns", "sa", map[string]string{AnnotationARN: arn}, Sessions{Duration: time.Hour})
 	want := `annotation iam.amazonaws.com/roleArn has the value "` + arn[:128] + `"... (4031 bytes), want the ARN of an IAM role, such as arn:aws:iam::123456789012:role/NAME`
 	if err == nil || err.Error() != want {
 		t.Errorf("got %v\nwant %s", err, want)

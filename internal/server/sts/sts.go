@@ -16,6 +16,7 @@ import (
 	awsmiddleware "github.com/aws/aws-sdk-go-v2/aws/middleware"
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
+	"github.com/aws/aws-sdk-go-v2/service/sts/types"
 	"github.com/aws/smithy-go/middleware"
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -144,6 +145,15 @@ func (c *Client) assumeRole(ctx context.Context, r role.Role) (*Credentials, *Er
 	if r.ExternalID != "" {
 		input.ExternalId = aws.String(r.ExternalID)
 	}
+	for _, t := range r.SessionTags() {
+		input.Tags = append(input.Tags, types.Tag{Key: aws.String(t.Key), Value: aws.String(t.Value)})
+	}
+	for _, arn := range r.SessionPolicies() {
+		input.PolicyArns = append(input.PolicyArns, types.PolicyDescriptorType{Arn: aws.String(arn)})
+	}
+	if r.SourceIdentity != "" {
+		input.SourceIdentity = aws.String(r.SourceIdentity)
+	}
 	output, err := c.sts.AssumeRole(ctx, input)
 	if err != nil {
 		return nil, explain(classify(err), r)
@@ -187,6 +197,16 @@ func explain(e *Error, r role.Role) *Error {
 	if strings.Contains(e.Message, "role chaining") {
 		e.Message += fmt.Sprintf(" (the server's own identity is an assumed role, so a session may last at most 1 h, but %s asks for %v: shorten it with %s or --session-duration, or run the server as an IAM user)",
 			r.SessionName, r.Duration, role.AnnotationDuration)
+	}
+	if e.Kind != Denied {
+		return e
+	}
+	// A denial goes away without them, or with the permissions that they need.
+	if r.Tags != "" {
+		e.Message += " (the session has tags, so trust policy and the server's permissions have to allow sts:TagSession beside sts:AssumeRole)"
+	}
+	if r.SourceIdentity != "" {
+		e.Message += " (the session has a source identity, so both have to allow sts:SetSourceIdentity, too)"
 	}
 	return e
 }

@@ -290,8 +290,8 @@ func (h *history) first(t *testing.T) {
 	if h.IntN(3) == 0 {
 		p.port = ports[h.IntN(len(ports))]
 	}
-	if h.IntN(4) == 0 {
-		p.port = 53
+	if (p.destination == metadata[family] || p.destination == beyond[family]) && h.IntN(4) == 0 {
+		p.port = 53 // which is served on the far side alone
 	}
 	protocol := []string{"tcp", "tcp", "tcp", "udp", "icmp"}[h.IntN(5)]
 	p.original, p.tcp, p.udp = p.destination, protocol == "tcp", protocol == "udp"

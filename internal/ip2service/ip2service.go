@@ -29,7 +29,7 @@ func Run(ctx context.Context, cfg Config, log *zap.Logger) error {
 		return cleanup(kernel, log)
 	case cfg.Mode == ModePod:
 		if err := runPod(ctx, cfg, kernel, log); err != nil {
-			return &program.Failure{Status: PodFailure, Err: err}
+			return &program.StatusError{Status: PodFailure, Err: err}
 		}
 		return nil
 	}

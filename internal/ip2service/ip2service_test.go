@@ -45,8 +45,8 @@ func TestPodRoutesAreBroughtIn(t *testing.T) {
 func TestNodeRoutesLetDNSPass(t *testing.T) {
 	for _, allow := range []bool{true, false} {
 		b := newRig()
-		b.reconciler.cfg.AllowDNS = allow
-		b.reconciler.reconcile()
+		b.cfg.AllowDNS = allow
+		b.reconcile()
 		if b.kernel.there == nil || b.kernel.there.DNS != allow {
 			t.Errorf("--allow-dns=%v: %s", allow, b.kernel.text())
 		}

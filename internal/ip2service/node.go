@@ -95,8 +95,7 @@ func (n *node) build() error {
 		ask:       newAsker(), changed: n.reconciler.Trigger, log: n.log,
 	}
 	n.reconciler.doubted = proofs.Doubted
-	n.runs = append(n.runs, proofs.Run)
-	n.runs = append(n.runs, kube.Follow(n.watches, n.endpointSlices(discovery)))
+	n.runs = append(n.runs, proofs.Run, kube.Follow(n.watches, n.endpointSlices(discovery)))
 	if n.cfg.StartupTaint != "" {
 		core, err := kube.RESTClient(config, client, corev1.SchemeGroupVersion, corev1.AddToScheme)
 		if err != nil {

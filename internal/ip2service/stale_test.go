@@ -18,6 +18,7 @@ func TestStaleEndpointsGetNothing(t *testing.T) {
 	const most = 15 * time.Minute
 	var heard atomic.Pointer[time.Time] // nil: just now
 	start := func(t *testing.T, most time.Duration) *rig {
+		t.Helper()
 		heard.Store(nil)
 		return startRigWith(t, func(b *rig) {
 			b.cfg.MaxStaleness = most

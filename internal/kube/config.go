@@ -82,13 +82,13 @@ func dial(ctx context.Context, network, address string) (net.Conn, error) {
 	return awaitHello(c)
 }
 
-// dialFunc is net.Dialer.DialContext, for example.
-type dialFunc = func(ctx context.Context, network, address string) (net.Conn, error)
+// DialFunc is net.Dialer.DialContext, for example.
+type DialFunc = func(ctx context.Context, network, address string) (net.Conn, error)
 
 // Spread is for programs that run on every node: once connected, it puts each further dial
 // off by a random part of d, so that not all nodes come at once when an API server is back,
 // or when another one takes over.
-func Spread(dial dialFunc, d time.Duration) dialFunc {
+func Spread(dial DialFunc, d time.Duration) DialFunc {
 	var mu sync.Mutex
 	var connected bool
 	var next time.Time // of all dials that are put off: the first of several would come early

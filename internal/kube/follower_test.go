@@ -67,7 +67,7 @@ type follower struct {
 // follow starts one. It ends with the test.
 func (a *api) follow() *follower { return a.followBy(a.dial) }
 
-func (a *api) followBy(dial dialFunc) *follower {
+func (a *api) followBy(dial DialFunc) *follower {
 	f := &follower{reach: &Reach{}, names: &names{present: map[string]bool{}}, files: a.files("first")}
 	config := a.config(f.files, f.reach)
 	config.Dial = dial

@@ -35,7 +35,7 @@ func (c *pieces) Read(p []byte) (int, error) {
 
 func (*pieces) SetReadDeadline(time.Time) error { return nil }
 
-func through(data string, at int) io.Reader {
+func through(data string, at int) *headerConn {
 	return &headerConn{Conn: &pieces{data: [][]byte{[]byte(data[:at]), []byte(data[at:])}}}
 }
 
@@ -67,7 +67,7 @@ func TestBytesPass(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			for at := range len(tc.in) {
-				reader := through(tc.in, at)
+				var reader io.Reader = through(tc.in, at)
 				if at%2 == 1 {
 					reader = iotest.OneByteReader(reader)
 				}
@@ -100,7 +100,7 @@ func TestTooLargeHeaderNeverEnds(t *testing.T) {
 			if err != nil || len(out) != 100<<10 || bytes.Contains(out, []byte("\r\n\r\n")) || bytes.Contains(out, []byte("/next")) {
 				t.Errorf("%s, cut at %d: %v, %d bytes: %.60q", name, cut, err, len(out), out)
 			}
-			if kept := cap(reader.(*headerConn).kept); kept > MaxHeaderBytes+1024 {
+			if kept := cap(reader.kept); kept > MaxHeaderBytes+1024 {
 				t.Errorf("%s, cut at %d: %d bytes are kept", name, cut, kept)
 			}
 		}

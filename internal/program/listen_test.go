@@ -135,8 +135,12 @@ func TestRunDrains(t *testing.T) {
 	if _, err := io.WriteString(kept, get); err != nil {
 		t.Fatal(err)
 	}
-	if response, err = http.ReadResponse(reader, nil); err != nil || !response.Close || response.StatusCode != http.StatusNotFound {
-		t.Errorf("got %v, %v", response, err)
+	if response, err = http.ReadResponse(reader, nil); err != nil {
+		t.Fatal(err)
+	}
+	_ = response.Body.Close()
+	if !response.Close || response.StatusCode != http.StatusNotFound {
+		t.Errorf("got %v", response)
 	}
 	if err := <-ended; err != nil {
 		t.Error(err)

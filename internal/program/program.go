@@ -47,17 +47,17 @@ type Program[C Config] struct {
 // Log is the flags of every program's logger.
 type Log struct{ Level, Encoding string }
 
-// Failure is an error of Run with an exit status of its own.
-type Failure struct {
+// StatusError is an error of Run with an exit status of its own.
+type StatusError struct {
 	Status int
 	Err    error
 }
 
 // Error implements error.
-func (f *Failure) Error() string { return f.Err.Error() }
+func (f *StatusError) Error() string { return f.Err.Error() }
 
 // Unwrap is the error itself.
-func (f *Failure) Unwrap() error { return f.Err }
+func (f *StatusError) Unwrap() error { return f.Err }
 
 // Main runs the program with what the operating system has given to the process, and
 // returns its exit status. The first SIGTERM or SIGINT ends the context of Run, a second
@@ -89,7 +89,7 @@ func (p Program[C]) Start(ctx context.Context, arguments []string, stdout, stder
 	log = withFirst(log, zap.String(logging.Version, buildinfo.Version()), zap.String(logging.Revision, buildinfo.Revision()), zap.Int64(logging.MemoryLimit, memory))
 	logging.TakeOverKlog(log)
 	err = p.Run(ctx, cfg, log)
-	if failure, ok := errors.AsType[*Failure](err); ok {
+	if failure, ok := errors.AsType[*StatusError](err); ok {
 		return p.say(stderr, failure.Status, err)
 	}
 	if err != nil {

@@ -58,7 +58,7 @@ func TestStatus(t *testing.T) {
 	}{
 		{name: "success", run: succeed, ran: true},
 		{"failure of two lines", fail, nil, 1, "tested: a; b\n", true},
-		{"failure with a status", func(*zap.Logger) error { return fmt.Errorf("a: %w", &Failure{113, errors.New("b")}) }, nil, 113, "tested: a: b\n", true},
+		{"failure with a status", func(*zap.Logger) error { return fmt.Errorf("a: %w", &StatusError{113, errors.New("b")}) }, nil, 113, "tested: a: b\n", true},
 		{"unknown flag", succeed, []string{"--un\nknown"}, 2, "tested: unknown flag -un; known, accepted are --log-encoding, --log-level, --version, --wrong\n", false},
 		{"invalid", succeed, []string{"--wrong=--wrong is\nwrong"}, 2, "tested: --wrong is; wrong\n", false},
 	} {

@@ -90,11 +90,15 @@ func keepsLittle[O k8sruntime.Object, T any](t *testing.T, r kube.Resource[O, T]
 		for name, value := range maps.All(annotations) {
 			own[name] = strings.Clone(value)
 		}
-		if secret, ok := object.Interface().(*corev1.Secret); ok {
+		if secret, ok := reflect.TypeAssert[*corev1.Secret](object); ok {
 			secret.Data = map[string][]byte{long: []byte(long), imdstoken.CurrentKey: []byte(long), imdstoken.PreviousKey: []byte(long)}
 		}
 		object.Elem().FieldByName("Annotations").Set(reflect.ValueOf(own))
-		kept = append(kept, r.Keep(object.Interface().(O)))
+		o, ok := reflect.TypeAssert[O](object)
+		if !ok {
+			t.Fatalf("%v", object.Type())
+		}
+		kept = append(kept, r.Keep(o))
 	}
 	r.Sink.Replace(kept)
 	clear(kept)

@@ -151,14 +151,14 @@ func (s *server) build(ctx context.Context) error {
 		kube.Follow(s.watches, s.index.Namespaces(metadataClient)),
 		kube.Follow(s.watches, s.tokens.Resource()),
 		s.watches.Run, s.peers.Run, newStaleness(s.watches, s.cfg.MaxStaleness, s.index.SetStale, s.registry, s.log).Run, s.tokens.Run, s.podTokens.Run, events.Run, s.cache.Run, s.readiness.Run,
-		func(ctx context.Context) error { return tellIdentity(ctx, assumer, s.log) },
+		func(ctx context.Context) error { tellIdentity(ctx, assumer, s.log); return nil },
 	}
 	return nil
 }
 
 // tellIdentity logs whom AWS takes the server for, or why that cannot be learnt. Nothing waits
 // for it.
-func tellIdentity(ctx context.Context, client *sts.Client, log *zap.Logger) error {
+func tellIdentity(ctx context.Context, client *sts.Client, log *zap.Logger) {
 	self, err := client.GetCallerIdentity(ctx)
 	var failure *sts.Error
 	switch {
@@ -170,7 +170,6 @@ func tellIdentity(ctx context.Context, client *sts.Client, log *zap.Logger) erro
 		log.Info("the server's own AWS identity", zap.String(logging.ARN, self.ARN),
 			zap.String(logging.Account, self.Account), zap.String(logging.Region, self.Region))
 	}
-	return nil
 }
 
 // waitingPlaces is how many requests may wait, with this limit of the Go runtime's memory

@@ -133,7 +133,10 @@ func parseAssumeRequest(query url.Values) (*assumeRequest, *apiError) {
 	if _, err := parseRoleARN(req.role); err != nil {
 		return nil, errInvalidARN
 	}
-	return req, req.checkSession()
+	if err := req.checkSession(); err != nil {
+		return nil, err
+	}
+	return req, nil
 }
 
 func parseDuration(value string) (seconds int, wrong string) {

@@ -125,7 +125,7 @@ func newHistory(t *testing.T) *history {
 		if output, err := h.far.Run(t.Context(), "ip", command...); err != nil {
 			t.Fatalf("%v: %s", err, output)
 		}
-		far.serve(t, append(ports[:len(ports):len(ports)], 53), metadata[family], beyond[family])
+		far.serve(t, append(slices.Clip(ports), 53), metadata[family], beyond[family])
 	}
 	return h
 }

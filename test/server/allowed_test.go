@@ -2,6 +2,7 @@ package server
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -66,8 +67,11 @@ func TestAllowedRoles(t *testing.T) {
 	check("another's list", false)
 	environment.Eventually(t, time.Minute, func() error {
 		events, err := env.Client.CoreV1().Events(namespace).List(t.Context(), metav1.ListOptions{FieldSelector: "reason=IAMRoleNotAllowed,involvedObject.kind=Pod"})
-		if err != nil || len(events.Items) == 0 {
-			return fmt.Errorf("no event: %v", err)
+		if err != nil {
+			return err
+		}
+		if len(events.Items) == 0 {
+			return errors.New("no event")
 		}
 		return nil
 	})
@@ -131,8 +135,11 @@ func TestSessionTags(t *testing.T) {
 		t.Fatal("no session")
 	}
 	want := []fakests.Tag{
-		{Key: "kubernetes-namespace", Value: namespace}, {Key: "kubernetes-service-account", Value: "app"}, {Key: "kubernetes-cluster", Value: "east-1"},
-		{Key: "eks-cluster-name", Value: "east-1"}, {Key: "team", Value: "a b"},
+		{Key: "kubernetes-namespace", Value: namespace},
+		{Key: "kubernetes-service-account", Value: "app"},
+		{Key: "kubernetes-cluster", Value: "east-1"},
+		{Key: "eks-cluster-name", Value: "east-1"},
+		{Key: "team", Value: "a b"},
 	}
 	if !slices.Equal(got.Tags, want) || got.SourceIdentity != got.SessionName || !slices.Equal(got.PolicyARNs, []string{policy, "arn:aws:iam::123456789012:policy/team/narrow"}) {
 		t.Errorf("%+v", got)

@@ -2,6 +2,7 @@ package server
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/netip"
@@ -70,18 +71,21 @@ func containerCredentials(t *testing.T, s *environment.Server, from netip.Addr, 
 		}
 		return a.StatusCode, "", failure.Code
 	}
-	var d struct{ AccessKeyId, SecretAccessKey, Token, Expiration, AccountId, RoleArn string }
+	var d struct {
+		AccessKeyId, SecretAccessKey, Token, Expiration, AccountId string
+		RoleARN                                                    string `json:"RoleArn"`
+	}
 	if err := json.Unmarshal([]byte(a.body), &d); err != nil {
 		t.Fatalf("%v: %s", err, a.body)
 	}
 	issued, known := env.STS.Issued(d.AccessKeyId)
-	if !known || issued.SecretAccessKey != d.SecretAccessKey || issued.SessionToken != d.Token || issued.RoleARN != d.RoleArn || d.AccountId != strings.Split(d.RoleArn, ":")[4] {
+	if !known || issued.SecretAccessKey != d.SecretAccessKey || issued.SessionToken != d.Token || issued.RoleARN != d.RoleARN || d.AccountId != strings.Split(d.RoleARN, ":")[4] {
 		t.Fatalf("not what STS has issued: %s", a.body)
 	}
 	if expires, err := time.Parse("2006-01-02T15:04:05Z", d.Expiration); err != nil || time.Until(expires) < 20*time.Minute {
 		t.Errorf("expires %s", d.Expiration)
 	}
-	return a.StatusCode, d.RoleArn, ""
+	return a.StatusCode, d.RoleARN, ""
 }
 
 // A pod is known by its token, wherever it asks from, but from another pod's address.
@@ -128,12 +132,10 @@ func TestContainerCredentials(t *testing.T) {
 		{"a changed signature", one.from, []string{bearer(good[:len(good)-4] + "AAAA")}, 401, "", "bad-token"},
 		{"through a proxy", one.from, []string{bearer(good), "X-Forwarded-For: 10.0.0.1"}, 403, "", "proxy"},
 	} {
-		t.Run(tc.name, func(t *testing.T) {
-			status, arn, code := containerCredentials(t, s, tc.from, tc.lines...)
-			if status != tc.status || arn != tc.arn || code != tc.code {
-				t.Errorf("%d %s %q, want %d %s %q", status, arn, code, tc.status, tc.arn, tc.code)
-			}
-		})
+		status, arn, code := containerCredentials(t, s, tc.from, tc.lines...)
+		if status != tc.status || arn != tc.arn || code != tc.code {
+			t.Errorf("%s: %d %s %q, want %d %s %q", tc.name, status, arn, code, tc.status, tc.arn, tc.code)
+		}
 	}
 	if a := send(t, s, one.from, http.MethodPost, containerPath, bearer(good)); a.StatusCode != http.StatusMethodNotAllowed || !strings.Contains(a.body, `"code":"method-not-allowed"`) {
 		t.Errorf("POST: %d %s", a.StatusCode, a.body)
@@ -240,8 +242,11 @@ func TestNamespaceThatInsistsOnTokens(t *testing.T) {
 	}
 	environment.Eventually(t, time.Minute, func() error {
 		events, err := env.Client.CoreV1().Events(namespace).List(t.Context(), metav1.ListOptions{FieldSelector: "reason=IAMPodTokenMissing"})
-		if err != nil || len(events.Items) == 0 || events.Items[0].Type != corev1.EventTypeWarning {
-			return fmt.Errorf("no event: %v", err)
+		if err != nil {
+			return err
+		}
+		if len(events.Items) == 0 || events.Items[0].Type != corev1.EventTypeWarning {
+			return errors.New("no event")
 		}
 		return nil
 	})

@@ -365,7 +365,10 @@ func latency(t *testing.T, s *environment.Server, w workload) time.Duration {
 }
 
 // residentMB is VmRSS of a process.
-func residentMB(t *testing.T, process *os.Process) int { return statusMB(t, process, "VmRSS:") }
+func residentMB(t *testing.T, process *os.Process) int {
+	t.Helper()
+	return statusMB(t, process, "VmRSS:")
+}
 
 // statusMB is a field of proc_pid_status(5) that is in kB.
 func statusMB(t *testing.T, process *os.Process, field string) int {

@@ -149,4 +149,7 @@ func latencies(t *testing.T, s *environment.Server, w workload) []time.Duration 
 }
 
 // peakMB is the most that a process had of memory.
-func peakMB(t *testing.T, process *os.Process) int { return statusMB(t, process, "VmHWM:") }
+func peakMB(t *testing.T, process *os.Process) int {
+	t.Helper()
+	return statusMB(t, process, "VmHWM:")
+}

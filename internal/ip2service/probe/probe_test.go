@@ -267,7 +267,7 @@ func TestEnough(t *testing.T) {
 	if _, err := p.Run(t.Context()); !errors.Is(err, ErrUnreached) || s.asked.Load() != 1 {
 		t.Errorf("asked %d times, %v", s.asked.Load(), err)
 	}
-	s, p = newServer(t, as("other/app"), as("other/app"), as("shop/app"))
+	s, p = newServer(t, as("other/app"), as("third/app"), as("shop/app"))
 	p.Enough, p.Pod = enough, "shop/app"
 	if _, err := p.Run(t.Context()); err != nil || s.asked.Load() != 3 {
 		t.Errorf("asked %d times, %v", s.asked.Load(), err)

@@ -103,9 +103,9 @@ func TestShortSessionIsWarnedOf(t *testing.T) {
 		c := newCache(issue)
 		c.log = zap.New(core)
 		start(t, c)
-		for seconds, name := range map[time.Duration]string{1499: "short", 1500: "long"} {
+		for duration, name := range map[time.Duration]string{1499 * time.Second: "short", 1500 * time.Second: "long"} {
 			r := *roleOf("ns", name)
-			r.Duration = seconds * time.Second
+			r.Duration = duration
 			c.Want(&r)
 		}
 		advance(2 * time.Hour)

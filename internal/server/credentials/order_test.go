@@ -237,8 +237,12 @@ func TestExpiring(t *testing.T) {
 	for _, tc := range []struct {
 		session, threshold time.Duration
 	}{
-		{2 * time.Minute, 48 * time.Second}, {15 * time.Minute, 630 * time.Second}, {20 * time.Minute, 11 * time.Minute},
-		{30 * time.Minute, 12 * time.Minute}, {time.Hour, 24 * time.Minute}, {12 * time.Hour, 24 * time.Minute},
+		{2 * time.Minute, 48 * time.Second},
+		{15 * time.Minute, 630 * time.Second},
+		{20 * time.Minute, 11 * time.Minute},
+		{30 * time.Minute, 12 * time.Minute},
+		{time.Hour, 24 * time.Minute},
+		{12 * time.Hour, 24 * time.Minute},
 	} {
 		now := time.Now()
 		e := &entry{issued: newIssued(issuedFor(tc.session))}

@@ -101,7 +101,7 @@ func (x *Index) owner(a netip.Addr, pods []*Pod) (*Pod, diagnosis.Piece) {
 		}
 	}
 	switch {
-	case lives == 1 && !(ownEnds && foreigners == 1):
+	case lives == 1 && (!ownEnds || foreigners != 1):
 		return live, ""
 	case owns == 1 && foreigners == lives-1:
 		return own, ""

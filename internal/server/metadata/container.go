@@ -61,7 +61,8 @@ func (s *Server) containerView(claim identity.Claim) view {
 // containerDocument has the secrets in clear text.
 func containerDocument(c *sts.Credentials, r *role.Role) []byte {
 	document, err := json.Marshal(struct {
-		AccessKeyId, SecretAccessKey, Token, Expiration, AccountId, RoleArn string
+		AccessKeyId, SecretAccessKey, Token, Expiration, AccountId string
+		RoleARN                                                    string `json:"RoleArn"`
 	}{
 		c.AccessKeyID, c.SecretAccessKey.Reveal(), c.SessionToken.Reveal(),
 		c.Expiration.UTC().Format(expirationFormat), r.AccountID(), r.ARN,

@@ -44,39 +44,39 @@ type keys struct {
 // Run keeps the keys known until ctx ends. It reads them at once, then every ten minutes,
 // and when a token names a key that is not known.
 func (v *Verifier) Run(ctx context.Context) error {
-	told := false
-	failing := fetchPause
-	for {
-		pause := fetchEvery
-		if err := v.fetch(ctx); err != nil {
-			pause, failing = failing, min(2*failing, mostFailing)
-			if !told && ctx.Err() == nil {
-				v.log.Warn("could not read the keys of ServiceAccounts' tokens", zap.Error(err))
-			}
-			told = true
-		} else {
-			if told {
-				v.log.Info("the keys of ServiceAccounts' tokens are known")
-			}
-			told, failing = false, fetchPause
+	failures, pause := 0, fetchPause
+	for ctx.Err() == nil {
+		err := v.fetch(ctx)
+		switch {
+		case err == nil && failures > 0:
+			v.log.Info("the keys of ServiceAccounts' tokens are known")
+		case err != nil && failures == 0 && ctx.Err() == nil:
+			v.log.Warn("could not read the keys of ServiceAccounts' tokens", zap.Error(err))
+		}
+		if failures++; err == nil {
+			failures, pause = 0, fetchPause
 		}
 		v.hub.Wake(Keys)
 		v.remembered.expire(time.Now())
-		select {
-		case <-time.After(fetchPause):
-		case <-ctx.Done():
-			return nil
+		v.rest(ctx, fetchPause, nil)
+		if failures == 0 {
+			v.rest(ctx, fetchEvery, v.wanted)
+			continue
 		}
-		timer := time.NewTimer(pause)
-		select {
-		case <-v.wanted:
-		case <-timer.C:
-		case <-ctx.Done():
-		}
-		timer.Stop()
-		if ctx.Err() != nil {
-			return nil
-		}
+		v.rest(ctx, pause, v.wanted)
+		pause = min(2*pause, mostFailing)
+	}
+	return nil
+}
+
+// rest waits for so long, or for less if somebody wants the keys.
+func (*Verifier) rest(ctx context.Context, d time.Duration, wanted <-chan struct{}) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-wanted:
+	case <-ctx.Done():
 	}
 }
 
@@ -109,8 +109,7 @@ func get(ctx context.Context, api rest.Interface, path string, into any) error {
 	// The paths have media types of their own, and none that the client asks for.
 	body, err := api.Get().AbsPath(path).SetHeader("Accept", "*/*").DoRaw(ctx)
 	if err != nil {
-		var failed *url.Error
-		if errors.As(err, &failed) {
+		if failed, ok := errors.AsType[*url.Error](err); ok {
 			return failed.Err // without the address, which the log has often enough
 		}
 		return err

@@ -112,7 +112,10 @@ func signed(t *testing.T, algorithm jose.SignatureAlgorithm, id string, key any,
 	return token
 }
 
-func bound(c map[string]any) map[string]any { return c["kubernetes.io"].(map[string]any) }
+func bound(c map[string]any) map[string]any {
+	m, _ := c["kubernetes.io"].(map[string]any)
+	return m
+}
 
 func TestVerify(t *testing.T) {
 	elliptic, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -291,7 +294,7 @@ func TestRemembered(t *testing.T) {
 func FuzzVerify(f *testing.F) {
 	f.Add("a.b.c")
 	f.Add("eyJhbGciOiJSUzI1NiIsImtpZCI6InJzYSJ9.e30.AAAA")
-	v := &Verifier{remembered: newRemembered(), wanted: make(chan struct{}, 1), outcomes: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "x"}, []string{"outcome"})}
+	v := &Verifier{remembered: newRemembered(), wanted: make(chan struct{}, 1), outcomes: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "x_total", Help: "Test."}, []string{"outcome"})}
 	v.keys.Store(&keys{issuer: issuer, byID: map[string]any{"rsa": &rsaKey().PublicKey}})
 	f.Fuzz(func(t *testing.T, token string) {
 		if proven, err := v.Verify(token, time.Now()); err == nil || proven != (identity.Token{}) {

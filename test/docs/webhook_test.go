@@ -13,8 +13,8 @@ func TestWhatAdmissionMayChangeHasEveryField(t *testing.T) {
 	_, section, _ := strings.Cut(Text(t, "webhook.md"), "\n## What admission may change\n")
 	section, _, _ = strings.Cut(section, "\n## ")
 	documented := func(of reflect.Type) {
-		for i := range of.NumField() {
-			name, _, _ := strings.Cut(of.Field(i).Tag.Get("json"), ",")
+		for field := range of.Fields() {
+			name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
 			if name == "name" || name == "securityContext" || name == "capabilities" {
 				continue
 			}

@@ -98,7 +98,7 @@ func TestShippedPatchesAddUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Beside manifests/, because kustomize takes no absolute paths.
-	dir, err := os.MkdirTemp(manifest(".."), ".patches-")
+	dir, err := os.MkdirTemp(manifest(".."), ".patches-") //nolint:usetesting // in the checkout
 	if err != nil {
 		t.Fatal(err)
 	}

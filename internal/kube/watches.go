@@ -31,7 +31,7 @@ const (
 	// beginAnewAfter is when a watch that says nothing is not resumed any more, but begun
 	// anew with a list. Resumed where it broke off, it would be silent until the next
 	// bookmark, and nobody could know meanwhile whether anything was missed.
-	beginAnewAfter = 5 * time.Minute
+	beginAnewAfter = silentAfter
 	// answeringFor is how long the API server must have answered without a failure to count
 	// as heard: when it goes or comes, not all programs notice in the same moment.
 	answeringFor = 30 * time.Second

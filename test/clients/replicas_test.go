@@ -133,16 +133,10 @@ func TestEveryClientIsLedToAReplica(t *testing.T) {
 	two := twoPods(t, "led")
 	d.add(t)
 	d.add(t)
-	for _, c := range allClients {
-		t.Run(c.Name, func(t *testing.T) {
-			for _, p := range two {
-				t.Run(p.sessionName, func(t *testing.T) {
-					t.Parallel()
-					wantOwn(t, p, c.run(t, p))
-				})
-			}
-		})
-	}
+	forEachClient(t, two, func(t *testing.T, c client, p pod) {
+		t.Helper()
+		wantOwn(t, p, c.run(t, p))
+	})
 	for _, p := range two {
 		wantOwn(t, p, clientGoV2.runWith(t, p, []string{"AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE=IPv6"}, "-times", "20"))
 	}

@@ -71,10 +71,11 @@ const (
 	AddressAmbiguous       Reason = "IAMPodAddressAmbiguous"
 	TokenMissing           Reason = "IAMPodTokenMissing"
 	RoleNotAllowed         Reason = "IAMRoleNotAllowed"
+	HostNetwork            Reason = "IAMRoleHostNetwork"
 )
 
 // Reasons lists every Reason.
-var Reasons = []Reason{Serving, AnnotationInvalid, RoleMissing, RoleDenied, CredentialsUnavailable, AccountMissing, AddressAmbiguous, TokenMissing, RoleNotAllowed}
+var Reasons = []Reason{Serving, AnnotationInvalid, RoleMissing, RoleDenied, CredentialsUnavailable, AccountMissing, AddressAmbiguous, TokenMissing, RoleNotAllowed, HostNetwork}
 
 // Subject is whom a Diagnosis is about, as far as he is known.
 type Subject struct {
@@ -99,6 +100,9 @@ type Diagnosis struct {
 	Refusal Refusal
 	// Reason is that of the event on the pod, empty where no pod can be told.
 	Reason Reason
+	// About is what the annotations said, a role's ARN or something wrong: with another one
+	// the same Reason is news.
+	About string
 	// Text is the cause and what to do.
 	Text string
 }
@@ -131,7 +135,7 @@ func (s Subject) Missing(piece Piece) Diagnosis {
 		d.Reason = RoleMissing
 		d.Text = fmt.Sprintf("missing role-annotation: ServiceAccount %s of pod %s (source address %s) has no annotation %s. Add it if the pod needs an IAM role; no restart is needed.", s.ServiceAccount, s.Pod, s.Address, role.AnnotationARN)
 	case Credentials:
-		d.Reason = CredentialsUnavailable
+		d.Reason, d.About = CredentialsUnavailable, s.Role.ARN
 		why := s.Why
 		if why == "" {
 			why = "STS has not answered yet"
@@ -164,13 +168,13 @@ func (s Subject) Refused(refusal Refusal) Diagnosis {
 		d.Reason = RoleNotAllowed
 		d.Text = fmt.Sprintf("not-allowed: the namespace of ServiceAccount %s may not have the role %s: %s. Whoever administers the cluster can allow it there.", s.ServiceAccount, s.Role.ARN, s.Why)
 	case BadAnnotation:
-		d.Reason = AnnotationInvalid
+		d.Reason, d.About = AnnotationInvalid, s.Why
 		d.Text = fmt.Sprintf("ServiceAccount %s of pod %s gives no IAM role: %s. Correct the annotation; no restart is needed.", s.ServiceAccount, s.Pod, s.Why)
 		if s.Pod == "" {
 			d.Text = fmt.Sprintf("ServiceAccount %s gives no IAM role: %s. Correct the annotation; no restart is needed.", s.ServiceAccount, s.Why)
 		}
 	case Denied:
-		d.Reason = RoleDenied
+		d.Reason, d.About = RoleDenied, s.Role.ARN
 		d.Text = fmt.Sprintf("STS refuses the role %s to ServiceAccount %s of pod %s (session name %s, external ID %s, %d s): %s. Check the role's trust policy and the annotations. The next attempt is at %s; a change of these annotations starts one at once.",
 			s.Role.ARN, s.ServiceAccount, s.Pod, s.Role.SessionName, externalID(s.Role), s.Role.Duration/time.Second, s.Why, s.Retry.UTC().Format(time.RFC3339))
 	}
@@ -193,5 +197,14 @@ func externalID(r *role.Role) string {
 
 // Served says that the subject gets credentials.
 func (s Subject) Served() Diagnosis {
-	return Diagnosis{Reason: Serving, Text: "The pod gets credentials of " + s.Role.ARN + " (session name " + s.Role.SessionName + ")."}
+	return Diagnosis{Reason: Serving, About: s.Role.ARN, Text: "The pod gets credentials of " + s.Role.ARN + " (session name " + s.Role.SessionName + ")."}
+}
+
+// OnHostNetwork says that the subject is a pod which has its node's addresses, and so gets
+// nothing of the role that its ServiceAccount names.
+func (s Subject) OnHostNetwork() Diagnosis {
+	return Diagnosis{
+		Refusal: NodeAddress, Reason: HostNetwork, About: s.Role.ARN,
+		Text: fmt.Sprintf("The pod uses hostNetwork and gets no credentials of %s, which ServiceAccount %s names, unless it has a token: its requests come from its node's address and reach whatever the node reaches, perhaps the node's own role. Take hostNetwork from the pod, or let it prove itself by a token (namespace label iam4kube.io/token: enabled).", s.Role.ARN, s.ServiceAccount),
+	}
 }

@@ -86,12 +86,26 @@ func (x *Index) accountOf(key types.NamespacedName) *account {
 func (x *Index) setAccount(s *ServiceAccount) {
 	a := x.accountOf(s.key())
 	news := s.Wrong != "" && s.Wrong != a.wrong
+	before := a.role
 	if a.uid != s.UID {
 		x.publish(func() { a.uid, a.created = s.UID, s.Created.Unix() })
 	}
 	x.publishAccount(a, true, s.Role, s.Wrong)
-	if news {
+	switch {
+	case news:
 		x.reportPods(a, badAnnotation(s.Name, s.Wrong))
+	case a.role != nil && a.role != before:
+		for _, p := range a.pods {
+			x.reportHostNetwork(p)
+		}
+	}
+}
+
+// reportHostNetwork tells a pod that it gets nothing of the role of its account, if that is
+// because of its network and it has no token. It needs changes.
+func (x *Index) reportHostNetwork(p *Pod) {
+	if r := p.account.role; p.HostNetwork && !p.Static && !p.Ended && p.account.exists && r != nil && !p.account.namespace.tokens {
+		x.observer.Record(p, diagnosis.Subject{ServiceAccount: p.ServiceAccount, Role: r}.OnHostNetwork())
 	}
 }
 

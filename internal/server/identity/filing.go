@@ -176,7 +176,12 @@ func (x *Index) tell(t transition) {
 	if t.before != nil && (isNew || t.after == nil) {
 		x.observer.Gone(t.before)
 	}
-	if p := t.after; p != nil && isNew && p.account.wrong != "" && p.hasOwnAddresses() {
+	p := t.after
+	if p == nil || !isNew {
+		return
+	}
+	if p.account.wrong != "" && p.hasOwnAddresses() {
 		x.observer.Record(p, badAnnotation(p.ServiceAccount, p.account.wrong))
 	}
+	x.reportHostNetwork(p)
 }

@@ -345,6 +345,45 @@ func TestServiceAccountsAreListed(t *testing.T) {
 	}
 }
 
+// A pod on its node's network is told that it gets nothing of the role of its ServiceAccount,
+// whichever came first, and again of another role; static pods and those that have ended, and
+// ServiceAccounts without a role, are nothing to tell of.
+func TestHostNetworkIsReported(t *testing.T) {
+	as := func(account string) func(*corev1.Pod) {
+		return func(p *corev1.Pod) { p.Spec.ServiceAccountName = account }
+	}
+	w := newWorld()
+	told := func(names ...string) {
+		t.Helper()
+		slices.Sort(w.seen.bad)
+		if !slices.Equal(w.seen.bad, names) {
+			t.Errorf("reported on %v, want %v", w.seen.bad, names)
+		}
+		w.seen.bad = nil
+	}
+	before := pod("before", "10.9.9.9", hostNetwork, onHost("10.9.9.9"), as("app"))
+	w.setPod(before)
+	w.setPod(pod("own-network", "10.0.0.1", as("app")))
+	w.setPod(pod("static", "10.9.9.9", hostNetwork, as("app"), func(p *corev1.Pod) {
+		p.Annotations = map[string]string{corev1.MirrorPodAnnotationKey: "x"}
+	}))
+	w.setPod(pod("ended", "10.9.9.9", hostNetwork, containersEnded, terminating, as("app")))
+	w.setAccount(serviceAccount("app", ""))
+	told()
+	w.setAccount(serviceAccount("app", "one"))
+	told("before")
+	w.setAccount(serviceAccount("app", "one"))
+	w.setPod(with(before, terminating))
+	told()
+	w.setPod(pod("after", "10.9.9.9", hostNetwork, onHost("10.9.9.9"), as("app")))
+	told("after")
+	w.setAccount(serviceAccount("app", "two"))
+	told("after", "before")
+	w.deleteAccount(serviceAccount("app", "two"))
+	w.setPod(pod("orphan", "10.9.9.9", hostNetwork, as("app")))
+	told()
+}
+
 // Each pod is told once that its ServiceAccount's annotation is wrong, whichever came
 // first, and again when it is wrong in another way.
 func TestBadAnnotationIsReported(t *testing.T) {

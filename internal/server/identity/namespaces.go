@@ -11,6 +11,9 @@ import (
 const (
 	LabelIdentity = "iam4kube.io/identity"
 	identityToken = "token"
+	// LabelToken of a namespace says that its pods get tokens.
+	LabelToken   = "iam4kube.io/token"
+	tokenEnabled = "enabled"
 )
 
 // Namespace is what is kept of a Kubernetes Namespace.
@@ -18,6 +21,8 @@ type Namespace struct {
 	Name string
 	// TokensOnly: source addresses decide nothing about its pods.
 	TokensOnly bool
+	// Tokens: its pods get tokens when they are made.
+	Tokens bool
 	// Allowed are the roles that its ServiceAccounts may have, nil if nobody has said.
 	Allowed *role.Allowed
 }
@@ -31,6 +36,8 @@ type namespace struct {
 	// seen: pods outlive their namespace by a moment.
 	exists, known bool
 	tokensOnly    bool
+	// tokens is that of Namespace, guarded by Index.changes.
+	tokens bool
 	// allowed is that of Namespace.
 	allowed *role.Allowed
 	// accounts is how many hold it, guarded by Index.changes and not by Index.mu.
@@ -43,6 +50,7 @@ func keepNamespace(n *metav1.PartialObjectMetadata) *Namespace {
 	kept := &Namespace{
 		Name:       shared(n.Name),
 		TokensOnly: n.Labels[LabelIdentity] == identityToken || n.Annotations[LabelIdentity] == identityToken,
+		Tokens:     n.Labels[LabelToken] == tokenEnabled,
 	}
 	if allowed, ok := n.Annotations[role.AnnotationAllowed]; ok {
 		kept.Allowed = role.ParseAllowed(allowed)
@@ -72,6 +80,7 @@ func (x *Index) releaseNamespace(name string) {
 // changes.
 func (x *Index) setNamespace(n *Namespace) {
 	kept := x.namespaceOf(n.Name)
+	kept.tokens = n.Tokens
 	x.publish(func() {
 		kept.exists, kept.known, kept.tokensOnly, kept.allowed = true, true, n.TokensOnly, n.Allowed
 	})

@@ -284,7 +284,7 @@ func (v view) end(deadline time.Time) time.Time {
 
 // served notes who got which credentials: one log line for each pod and
 // generation, by which CloudTrail can be traced back to the pod, and one event for
-// each pod.
+// each pod and role.
 func (s *Server) served(c identity.Caller, issued *credentials.Issued) {
 	last := c.Pod.Life.Served.Load()
 	if last != nil && *last == issued.AccessKeyID {
@@ -297,7 +297,5 @@ func (s *Server) served(c identity.Caller, issued *credentials.Issued) {
 	s.cfg.Log.Info("handed out credentials", append(logging.Role(c.Pod.Namespace, c.Pod.ServiceAccount, c.Role.ARN, c.Role.SessionName),
 		zap.String(logging.Pod, c.Pod.Name), zap.String(logging.UID, string(c.Pod.UID)),
 		zap.String(logging.AccessKeyID, issued.AccessKeyID), zap.Time(logging.Expiration, issued.Expiration), zap.String(logging.Proof, c.Proof()))...)
-	if last == nil {
-		s.cfg.Events.Record(c.Pod, c.Subject().Served())
-	}
+	s.cfg.Events.Record(c.Pod, c.Subject().Served()) // which is news once for each role
 }

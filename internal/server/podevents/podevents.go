@@ -53,7 +53,13 @@ type Recorder struct {
 	// failures go before successes.
 	failures, successes queue
 	// told is when each reason was last told of a pod.
-	told map[types.UID]map[diagnosis.Reason]time.Time
+	told map[types.UID]map[diagnosis.Reason]telling
+}
+
+type telling struct {
+	at time.Time
+	// about is a hash of Diagnosis.About, which can be long.
+	about uint64
 }
 
 type event struct {
@@ -75,7 +81,7 @@ func New(client corev1client.EventsGetter, registry prometheus.Registerer, log *
 			Name: "iam4kube_events_total",
 			Help: "Kubernetes events by what became of them: written, dropped because too many waited, or failed.",
 		}, []string{"outcome"}),
-		told: map[types.UID]map[diagnosis.Reason]time.Time{},
+		told: map[types.UID]map[diagnosis.Reason]telling{},
 	}
 	for _, outcome := range []string{"written", "dropped", "failed"} {
 		r.total.WithLabelValues(outcome)
@@ -85,12 +91,12 @@ func New(client corev1client.EventsGetter, registry prometheus.Registerer, log *
 }
 
 // Record tells of the pod, unless the same was told lately. Serving is told once
-// in the life of a pod, and only of pods that came after this server.
+// in the life of a pod for each role, and only of pods that came after this server.
 func (r *Recorder) Record(pod *identity.Pod, d diagnosis.Diagnosis) {
 	now := time.Now()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if d.Reason == diagnosis.Serving && !pod.Life.Announced || !r.isNews(pod.UID, d.Reason, now) {
+	if d.Reason == diagnosis.Serving && !pod.Life.Announced || !r.isNews(pod.UID, d, now) {
 		return
 	}
 	queue := &r.failures
@@ -114,17 +120,23 @@ func (r *Recorder) Gone(pod *identity.Pod) {
 }
 
 // isNews needs mu.
-func (r *Recorder) isNews(uid types.UID, reason diagnosis.Reason, now time.Time) bool {
-	reasons := r.told[uid]
-	if last, told := reasons[reason]; told && (reason == diagnosis.Serving || now.Sub(last) < repeatAfter) {
+func (r *Recorder) isNews(uid types.UID, d diagnosis.Diagnosis, now time.Time) bool {
+	reasons, about := r.told[uid], hashOf(d.About)
+	if last, told := reasons[d.Reason]; told && last.about == about && (d.Reason == diagnosis.Serving || now.Sub(last.at) < repeatAfter) {
 		return false
 	}
 	if reasons == nil {
-		reasons = map[diagnosis.Reason]time.Time{}
+		reasons = map[diagnosis.Reason]telling{}
 		r.told[uid] = reasons
 	}
-	reasons[reason] = now
+	reasons[d.Reason] = telling{now, about}
 	return true
+}
+
+func hashOf(parts ...any) uint64 {
+	hash := fnv.New64a()
+	_, _ = fmt.Fprint(hash, parts...) // a hash never fails
+	return hash.Sum64()
 }
 
 // Run writes what was recorded until ctx ends.
@@ -198,9 +210,11 @@ func (e event) object() *corev1.Event {
 	if e.Reason == diagnosis.Serving {
 		kind = corev1.EventTypeNormal
 	}
-	hash := fnv.New64a()
-	_, _ = fmt.Fprint(hash, e.pod.UID, e.Reason) // a hash never fails
-	suffix := fmt.Sprintf(".%016x", hash.Sum64())
+	same := []any{e.pod.UID, e.Reason}
+	if e.Reason == diagnosis.Serving {
+		same = append(same, e.About) // another role's stays as it is
+	}
+	suffix := fmt.Sprintf(".%016x", hashOf(same...))
 	return &corev1.Event{
 		ObjectMeta:     metav1.ObjectMeta{Namespace: e.pod.Namespace, Name: strings.TrimRight(cut(e.pod.Name, maxName-len(suffix)), ".-") + suffix},
 		InvolvedObject: corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: e.pod.Namespace, Name: e.pod.Name, UID: e.pod.UID},

@@ -62,6 +62,7 @@ func TestNothingKeptGrowsWithItsSender(t *testing.T) {
 			role.AnnotationARN:        "arn:aws-us-gov:iam::123456789012:role/" + long[:510] + "/" + long[:64],
 			role.AnnotationExternalID: long[:1224], role.AnnotationDuration: "43200",
 		},
+		"a lookalike":      {long[:100] + "/roleARN": long},
 		"other annotation": {role.AnnotationARN: arn, corev1.MirrorPodAnnotationKey: long},
 	} {
 		t.Run(what, func(t *testing.T) { keepsLittle(t, accounts, annotations) })

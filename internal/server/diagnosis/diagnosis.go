@@ -89,6 +89,8 @@ type Subject struct {
 	// Why is what others said: STS when it last failed, empty if it has not, or what is
 	// wrong with the annotations.
 	Why string
+	// Lookalike is the key of an annotation that may have been meant for the missing one.
+	Lookalike string
 	// Retry is when STS is asked again.
 	Retry time.Time
 }
@@ -134,6 +136,10 @@ func (s Subject) Missing(piece Piece) Diagnosis {
 	case RoleAnnotation:
 		d.Reason = RoleMissing
 		d.Text = fmt.Sprintf("missing role-annotation: ServiceAccount %s of pod %s (source address %s) has no annotation %s. Add it if the pod needs an IAM role; no restart is needed.", s.ServiceAccount, s.Pod, s.Address, role.AnnotationARN)
+		if s.Lookalike != "" {
+			d.About = s.Lookalike
+			d.Text += fmt.Sprintf(" There is an annotation %s, which is not read: the name, on the ServiceAccount, has to be exactly the one above.", s.Lookalike)
+		}
 	case Credentials:
 		d.Reason, d.About = CredentialsUnavailable, s.Role.ARN
 		why := s.Why

@@ -116,6 +116,19 @@ func TestBadAnnotationOfAllPods(t *testing.T) {
 	}
 }
 
+// A role that is named where nobody reads it is pointed at.
+func TestLookalikeIsNamed(t *testing.T) {
+	s := subject
+	s.Lookalike = "iam.amazonaws.com/role"
+	without, with := subject.Missing(RoleAnnotation), s.Missing(RoleAnnotation)
+	if want := without.Text + " There is an annotation iam.amazonaws.com/role, which is not read: the name, on the ServiceAccount, has to be exactly the one above."; with.Text != want {
+		t.Errorf("%q", with.Text)
+	}
+	if strings.Contains(without.Text, "not read") || with.About == without.About {
+		t.Errorf("%+v", without)
+	}
+}
+
 func TestServed(t *testing.T) {
 	d := subject.Served()
 	if want := "The pod gets credentials of arn:aws:iam::123456789012:role/orders (session name shop@orders)."; d.Text != want || d.Reason != Serving || d.Missing != "" || d.Refusal != "" {

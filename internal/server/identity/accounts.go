@@ -20,6 +20,9 @@ type ServiceAccount struct {
 	Role *role.Role
 	// Wrong is why the annotations give no role, empty if nothing is wrong with them.
 	Wrong string
+	// Lookalike is the key of an annotation that may have been meant for the role's, empty
+	// if there is none or if there is a role.
+	Lookalike string
 }
 
 func (s *ServiceAccount) key() types.NamespacedName {
@@ -41,6 +44,8 @@ type account struct {
 	said, role *role.Role
 	// wrong is why its annotations give no role, empty if nothing is wrong with them.
 	wrong string
+	// lookalike is that of the ServiceAccount.
+	lookalike string
 	// pods are those that name it, guarded by Index.changes and not by Index.mu.
 	pods []*Pod
 }
@@ -66,6 +71,8 @@ func (x *Index) keepServiceAccount(s *metav1.PartialObjectMetadata) *ServiceAcco
 	var err error
 	if kept.Role, err = role.FromAnnotations(kept.Namespace, kept.Name, s.Annotations, x.sessions); err != nil {
 		kept.Wrong = err.Error()
+	} else if kept.Role == nil {
+		kept.Lookalike = shared(role.Lookalike(s.Annotations))
 	}
 	return kept
 }
@@ -90,6 +97,7 @@ func (x *Index) setAccount(s *ServiceAccount) {
 	if a.uid != s.UID {
 		x.publish(func() { a.uid, a.created = s.UID, s.Created.Unix() })
 	}
+	x.publish(func() { a.lookalike = s.Lookalike })
 	x.publishAccount(a, true, s.Role, s.Wrong)
 	switch {
 	case news:

@@ -62,6 +62,9 @@ type Caller struct {
 	// and why the namespace does not allow the role Denied while it is diagnosis.NotAllowed.
 	Wrong  string
 	Denied *role.Role
+	// Lookalike is the key of an annotation that may have been meant for the missing one
+	// while Missing is diagnosis.RoleAnnotation, empty if there is none.
+	Lookalike string
 }
 
 // Keys are what to watch to learn of any change to the Caller.
@@ -86,7 +89,7 @@ func (c Caller) Proof() string {
 
 // Subject is the Caller as a diagnosis names him.
 func (c Caller) Subject() diagnosis.Subject {
-	s := diagnosis.Subject{Address: c.Claim.Address, Role: cmp.Or(c.Role, c.Denied), Why: c.Wrong}
+	s := diagnosis.Subject{Address: c.Claim.Address, Role: cmp.Or(c.Role, c.Denied), Why: c.Wrong, Lookalike: c.Lookalike}
 	if t := c.Claim.Token; t != nil {
 		s.ByToken, s.Pod, s.ServiceAccount = true, t.Namespace+"/"+t.Pod, t.ServiceAccount
 	}
@@ -151,7 +154,10 @@ func withRole(caller Caller) Caller {
 	case !a.exists:
 		caller.Missing = diagnosis.ServiceAccount
 	default:
-		caller.Missing = diagnosis.RoleAnnotation
+		caller.Missing, caller.Lookalike = diagnosis.RoleAnnotation, a.lookalike
+		if a.lookalike == "" && caller.Pod.NamesRole {
+			caller.Lookalike = role.PodAnnotation
+		}
 	}
 	return caller
 }

@@ -384,6 +384,34 @@ func TestHostNetworkIsReported(t *testing.T) {
 	told()
 }
 
+// Who finds no role is told of an annotation that may have been meant for it, on the
+// ServiceAccount first and then on the pod.
+func TestLookalikes(t *testing.T) {
+	w := newWorld()
+	p := pod("app", "10.0.0.1")
+	on := func(key string) *metav1.PartialObjectMetadata {
+		a := serviceAccount("app", "")
+		a.Annotations = map[string]string{key: "arn:aws:iam::123456789012:role/app"}
+		return a
+	}
+	check := func(want string) {
+		t.Helper()
+		if got := w.Lookup(from("10.0.0.1")); got.Lookalike != want || got.Subject().Lookalike != want {
+			t.Errorf("%q, want %q", got.Lookalike, want)
+		}
+	}
+	w.setPod(p)
+	check("")
+	w.setAccount(on("example.com/other"))
+	check("")
+	w.setPod(with(p, func(p *corev1.Pod) { p.Annotations = map[string]string{role.PodAnnotation: "app"} }))
+	check(role.PodAnnotation)
+	w.setAccount(on("iam.amazonaws.com/roleARN"))
+	check("iam.amazonaws.com/roleARN")
+	w.setAccount(on(role.AnnotationARN))
+	check("")
+}
+
 // Each pod is told once that its ServiceAccount's annotation is wrong, whichever came
 // first, and again when it is wrong in another way.
 func TestBadAnnotationIsReported(t *testing.T) {

@@ -9,6 +9,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/iam4kube/iam4kube/internal/server/role"
 )
 
 // Pod is what is kept of a Kubernetes Pod. It does not change; an update of the
@@ -27,6 +29,8 @@ type Pod struct {
 	HostNetwork bool
 	// Static: a kubelet's own pod. It has no ServiceAccount.
 	Static bool
+	// NamesRole: it has role.PodAnnotation, which is not read.
+	NamesRole bool
 	// Ended: no container of the pod can make a request any more.
 	Ended bool
 
@@ -61,7 +65,7 @@ func (p *Pod) hasOwnAddresses() bool { return !p.HostNetwork && !p.Static && !p.
 // same reports whether nothing that matters to a request has changed.
 func (p *Pod) same(o *Pod) bool {
 	return p.UID == o.UID && p.ServiceAccount == o.ServiceAccount && p.Node == o.Node &&
-		p.Terminating == o.Terminating && p.HostNetwork == o.HostNetwork && p.Static == o.Static && p.Ended == o.Ended &&
+		p.Terminating == o.Terminating && p.HostNetwork == o.HostNetwork && p.Static == o.Static && p.Ended == o.Ended && p.NamesRole == o.NamesRole &&
 		slices.Equal(p.Addresses, o.Addresses) && slices.Equal(p.HostAddresses, o.HostAddresses)
 }
 
@@ -74,6 +78,7 @@ func keepPod(p *corev1.Pod) *Pod {
 	// A mirror pod has no ServiceAccount, and a kubelet may create one in any namespace: with
 	// that namespace's default it could help itself to the role.
 	_, static := p.Annotations[corev1.MirrorPodAnnotationKey]
+	_, namesRole := p.Annotations[role.PodAnnotation]
 	return &Pod{
 		Namespace:      shared(p.Namespace),
 		Name:           p.Name,
@@ -86,6 +91,7 @@ func keepPod(p *corev1.Pod) *Pod {
 		Terminating:    p.DeletionTimestamp != nil,
 		HostNetwork:    p.Spec.HostNetwork,
 		Static:         static,
+		NamesRole:      namesRole,
 		Ended:          ended(p),
 	}
 }

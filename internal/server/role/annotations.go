@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"regexp"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -14,6 +15,29 @@ const (
 	AnnotationDuration   = "iam.amazonaws.com/roleSessionDuration"
 	AnnotationPolicyARNs = "iam.amazonaws.com/roleSessionPolicyArns"
 )
+
+// PodAnnotation is how kube2iam and kiam name a role, on the pod. It is not read.
+const PodAnnotation = "iam.amazonaws.com/role"
+
+// lookalikes are annotations that other systems read, and slips of the pen.
+var lookalikes = []string{PodAnnotation, "iam.amazonaws.com/role-arn", "iam.amazonaws.com/role_arn", "eks.amazonaws.com/role-arn"}
+
+// Lookalike is the key of an annotation which somebody may have taken for AnnotationARN,
+// empty if there is none. It is no longer than the longest of those, whoever wrote it.
+func Lookalike(annotations map[string]string) string {
+	for _, key := range lookalikes {
+		if _, ok := annotations[key]; ok {
+			return key
+		}
+	}
+	for key := range annotations {
+		// In other capitals, or with a prefix or slash of one's own.
+		if len(key) <= len(AnnotationARN) && key != AnnotationARN && strings.EqualFold(key[strings.LastIndexByte(key, '/')+1:], "roleArn") {
+			return strings.Clone(key)
+		}
+	}
+	return ""
+}
 
 // Bounds of DurationSeconds,
 // https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html

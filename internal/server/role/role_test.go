@@ -125,6 +125,21 @@ func TestErrorQuotesTheBeginning(t *testing.T) {
 	}
 }
 
+// What may have been meant for the role's annotation is found, and nothing else.
+func TestLookalike(t *testing.T) {
+	for key, want := range map[string]bool{
+		"iam.amazonaws.com/roleARN": true, "iam.amazonaws.com/rolearn": true, "iam.amazonaws.com/role": true, "eks.amazonaws.com/role-arn": true,
+		"iam.amazonaws.com/role-arn": true, "amazonaws.com/roleArn": true, "iam/RoleArn": true, "roleArn": true,
+		AnnotationARN: false, AnnotationExternalID: false, "iam.amazonaws.com/roles": false, "example.com/arn": false,
+		strings.Repeat("x", 250<<10) + "/roleARN": false,
+	} {
+		got := Lookalike(map[string]string{"unrelated": "x", key: "arn:aws:iam::123456789012:role/app"})
+		if want != (got == key) || !want && got != "" {
+			t.Errorf("%.40q: %.40q", key, got)
+		}
+	}
+}
+
 func TestNameAndAccountID(t *testing.T) {
 	r := Role{ARN: "arn:aws-cn:iam::123456789012:role/team/app"}
 	if r.Name() != "app" || r.AccountID() != "123456789012" {

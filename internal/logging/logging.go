@@ -43,6 +43,7 @@ const (
 	Port           = "port"
 	Proof          = "proof"
 	Reason         = "reason"
+	Refusal        = "refusal"
 	Region         = "region"
 	Removed        = "removed"
 	Retry          = "retry_in"

@@ -314,12 +314,12 @@ func TestStateOfRoles(t *testing.T) {
 		place(c, roleOf("ns", string(kind)), 0, &sts.Error{Kind: kind})
 	}
 	for _, state := range c.Dump() {
-		want := state.Role.ServiceAccount
+		want := state.ServiceAccount
 		if want == "expired" {
 			want = "pending"
 		}
-		if state.State != want {
-			t.Errorf("%s: %s", state.Role.ServiceAccount, state.State)
+		if state.State != want || state.Duration != "1h0m0s" {
+			t.Errorf("%s: %s, %s", state.ServiceAccount, state.State, state.Duration)
 		}
 	}
 	want := map[string]int{"iam4kube_roles": 7, "iam4kube_sts_queue_length": classes, "iam4kube_credentials_soonest_expiration_timestamp_seconds": 1}

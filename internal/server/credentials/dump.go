@@ -4,13 +4,15 @@ import (
 	"cmp"
 	"slices"
 	"time"
-
-	"github.com/iam4kube/iam4kube/internal/server/role"
 )
 
 // RoleState is a role in a dump. It holds no secret.
 type RoleState struct {
-	Role        role.Role
+	Namespace, ServiceAccount string
+	ARN, SessionName          string
+	ExternalID                string `json:",omitempty"`
+	// Duration is that of the session, such as 1h0m0s.
+	Duration    string
 	State       string
 	AccessKeyID string     `json:",omitempty"`
 	Expiration  *time.Time `json:",omitempty"`
@@ -26,7 +28,11 @@ func (c *Cache) Dump() []RoleState {
 	defer c.planning.Unlock()
 	states := make([]RoleState, 0, len(c.entries))
 	for _, e := range c.entries {
-		state := RoleState{Role: *e.role, State: e.state(now), NextAttempt: e.due, Failures: e.failures}
+		r := e.role
+		state := RoleState{
+			Namespace: r.Namespace, ServiceAccount: r.ServiceAccount, ARN: r.ARN, SessionName: r.SessionName, ExternalID: r.ExternalID,
+			Duration: r.Duration.String(), State: e.state(now), NextAttempt: e.due, Failures: e.failures,
+		}
 		if e.issued != nil {
 			state.AccessKeyID, state.Expiration = e.issued.AccessKeyID, &e.issued.Expiration
 		}
@@ -36,7 +42,7 @@ func (c *Cache) Dump() []RoleState {
 		states = append(states, state)
 	}
 	slices.SortFunc(states, func(a, b RoleState) int {
-		return cmp.Or(cmp.Compare(a.Role.SessionName, b.Role.SessionName), cmp.Compare(a.Role.ARN, b.Role.ARN))
+		return cmp.Or(cmp.Compare(a.SessionName, b.SessionName), cmp.Compare(a.ARN, b.ARN))
 	})
 	return states
 }

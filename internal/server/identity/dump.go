@@ -11,8 +11,9 @@ type PodState struct {
 	Namespace, Name, ServiceAccount, Node string
 	Addresses                             []netip.Addr
 	Terminating                           bool
-	// Ended: no request from its addresses can be its own.
-	Ended bool
+	// HostNetwork: its addresses are its node's. Static: a kubelet's own pod. Ended: all its
+	// containers have ended. No request from the addresses of such a pod is taken for its own.
+	HostNetwork, Static, Ended bool
 	// AccessKeyID of the credentials that it got last.
 	AccessKeyID string `json:",omitempty"`
 }
@@ -23,7 +24,7 @@ func (x *Index) Dump() []PodState {
 	defer x.changes.Unlock()
 	states := make([]PodState, 0, len(x.pods))
 	for _, p := range x.pods {
-		state := PodState{p.Namespace, p.Name, p.ServiceAccount, p.Node, p.Addresses, p.Terminating, !p.hasOwnAddresses(), ""}
+		state := PodState{p.Namespace, p.Name, p.ServiceAccount, p.Node, p.Addresses, p.Terminating, p.HostNetwork, p.Static, p.Ended, ""}
 		if id := p.Life.Served.Load(); id != nil {
 			state.AccessKeyID = *id
 		}

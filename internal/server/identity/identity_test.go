@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"fmt"
 	"slices"
 	"testing"
 
@@ -382,6 +383,21 @@ func TestHostNetworkIsReported(t *testing.T) {
 	w.deleteAccount(serviceAccount("app", "two"))
 	w.setPod(pod("orphan", "10.9.9.9", hostNetwork, as("app")))
 	told()
+}
+
+// A dump says why a pod is not served.
+func TestDumpSaysWhatAPodIs(t *testing.T) {
+	w := newWorld()
+	w.setPod(pod("host", "10.9.9.9", hostNetwork))
+	w.setPod(pod("ended", "10.0.0.1", containersEnded, terminating))
+	w.setPod(pod("running", "10.0.0.2"))
+	var got []string
+	for _, p := range w.Dump() {
+		got = append(got, fmt.Sprint(p.Name, p.HostNetwork, p.Static, p.Ended))
+	}
+	if want := []string{"endedfalse false true", "hosttrue false false", "runningfalse false false"}; !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
 }
 
 // Who finds no role is told of an annotation that may have been meant for it, on the

@@ -1,11 +1,13 @@
 package imdstoken
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -133,7 +135,20 @@ func (k *Keys) take(secret *corev1.Secret) {
 		k.log.Error("the token key in the Secret is not usable, the last good keys stay in use", zap.Error(err))
 		return
 	}
-	k.keys.Store(&keys)
+	before := k.keys.Swap(&keys)
+	if before == nil || same(*before, keys) {
+		return
+	}
+	// Whoever rotates sees by it that a replica is done.
+	name := PreviousKey
+	if !same((*before)[:1], keys[:1]) {
+		name = CurrentKey
+	}
+	k.log.Info("took over a changed token key from the Secret", zap.String(logging.Kind, name))
+}
+
+func same(a, b []*signer) bool {
+	return slices.EqualFunc(a, b, func(a, b *signer) bool { return bytes.Equal(a.key, b.key) })
 }
 
 func keysOf(secret *corev1.Secret) ([]*signer, error) {

@@ -2,7 +2,9 @@ package imdstoken
 
 import (
 	"bytes"
+	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -10,6 +12,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
@@ -162,6 +166,26 @@ func TestRotation(t *testing.T) {
 	ahead.set(map[string][]byte{CurrentKey: other})
 	if ahead.Verify(tokens[0], caller) || !ahead.Verify(tokens[len(tokens)-1], caller) {
 		t.Error("the old key is still in use, or the new one is not")
+	}
+}
+
+// Whoever rotates the key sees in the log that a replica has it; a Secret that says the same
+// again, or the first one, is no rotation.
+func TestRotationIsLogged(t *testing.T) {
+	core, logs := observer.New(zapcore.DebugLevel)
+	k := NewKeys(nil, prometheus.NewRegistry(), zap.New(core))
+	k.set(map[string][]byte{CurrentKey: key})
+	k.set(map[string][]byte{CurrentKey: key})
+	k.set(map[string][]byte{CurrentKey: key, PreviousKey: other})
+	k.set(map[string][]byte{CurrentKey: key, PreviousKey: other})
+	k.set(map[string][]byte{CurrentKey: other, PreviousKey: key})
+	k.set(map[string][]byte{CurrentKey: other})
+	var got []string
+	for _, line := range logs.All() {
+		got = append(got, fmt.Sprint(line.ContextMap()))
+	}
+	if want := []string{"map[kind:previous]", "map[kind:current]", "map[kind:previous]"}; !slices.Equal(got, want) {
+		t.Errorf("logged %q, want %q", got, want)
 	}
 }
 

@@ -67,8 +67,12 @@ func (s *Server) tell(a *answer) {
 	if !ok {
 		return
 	}
+	what := zap.String(logging.Missing, string(d.Missing))
+	if d.Refusal != "" {
+		what = zap.String(logging.Refusal, string(d.Refusal))
+	}
 	fields := []zap.Field{
-		zap.Stringer(logging.SourceIP, c.Claim.Address), zap.Int(logging.Status, a.status), zap.String(logging.Missing, string(d.Missing)),
+		zap.Stringer(logging.SourceIP, c.Claim.Address), zap.Int(logging.Status, a.status), what,
 		zap.String(logging.Reason, string(d.Reason)), zap.String(logging.Cause, d.Text), zap.Int(logging.Suppressed, suppressed),
 	}
 	s.cfg.Log.Warn("could not serve a request", append(fields, ofPod(c.Pod)...)...)

@@ -14,7 +14,7 @@ version=0.16.8+dfsg-1
 if [ "${1-}" != inside ]; then
 	dir=$(mktemp -d)
 	trap 'rm -rf "$dir"' EXIT
-	(cd "$dir" && apt-get download -qq "python3-awscrt=$version" 2>/dev/null && dpkg -x ./*.deb root)
+	(cd "$dir" && apt-get download -qq "python3-awscrt=$version" && dpkg -x ./*.deb root)
 	unshare --user --map-root-user --net "$0" inside "$dir"
 	exit
 fi

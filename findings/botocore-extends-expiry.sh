@@ -15,7 +15,7 @@ version=1.29.27+repack-1
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 cd "$dir"
-apt-get download -qq "python3-botocore=$version" python3-dateutil python3-jmespath python3-urllib3 python3-six 2>/dev/null
+apt-get download -qq "python3-botocore=$version" python3-dateutil python3-jmespath python3-urllib3 python3-six
 for package in *.deb; do dpkg -x "$package" root; done
 echo "python3-botocore $version"
 cat > main.py <<'END'

@@ -88,7 +88,7 @@ func main() {
 	fmt.Println("as described: the field went to the container that the webhook inserted")
 }
 END
-go get sigs.k8s.io/controller-runtime@v0.25.2 k8s.io/api@v0.37.2 k8s.io/client-go@v0.37.2 >/dev/null 2>&1
-go mod tidy >/dev/null 2>&1
+go get sigs.k8s.io/controller-runtime@v0.25.2 k8s.io/api@v0.37.2 k8s.io/client-go@v0.37.2 2>log || { cat log; exit 1; }
+go mod tidy 2>log || { cat log; exit 1; }
 go list -m sigs.k8s.io/controller-runtime k8s.io/api
 go run .

@@ -76,8 +76,8 @@ func main() {
 	fmt.Println("as described")
 }
 END
-go get github.com/google/nftables@v0.3.0 >/dev/null 2>&1
-go mod tidy >/dev/null 2>&1
+go get github.com/google/nftables@v0.3.0 2>log || { cat log; exit 1; }
+go mod tidy 2>log || { cat log; exit 1; }
 go list -m github.com/google/nftables
 go build -o finding .
 unshare --user --map-root-user --net ./finding

@@ -14,7 +14,7 @@ command -v ruby >/dev/null || { echo "needs ruby (Debian's package of that name)
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 cd "$dir"
-apt-get download -qq "ruby-aws-sdk-core=$version" ruby-aws-eventstream ruby-aws-partitions ruby-aws-sigv4 ruby-jmespath 2>/dev/null
+apt-get download -qq "ruby-aws-sdk-core=$version" ruby-aws-eventstream ruby-aws-partitions ruby-aws-sigv4 ruby-jmespath
 for package in *.deb; do dpkg -x "$package" root; done
 echo "ruby-aws-sdk-core $version"
 cat > main.rb <<'END'

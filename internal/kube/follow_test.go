@@ -79,8 +79,8 @@ func TestWatchIsBegunAnewAfterLongSilence(t *testing.T) {
 				if silence := f.watches.Silence(); silence < long || silence > long+5*time.Second {
 					t.Errorf("silent for %v, want %v", silence, long)
 				}
-				a.set(func() { a.overloaded = false })
 				replaced := f.names.replaced
+				a.set(func() { a.overloaded = false })
 				advance(2 * time.Second)
 				if anew := f.names.replaced > replaced; anew != (long > beginAnewAfter) {
 					t.Errorf("begun anew: %t", anew)

@@ -116,8 +116,9 @@ func TestBogusRolesHarmNobody(t *testing.T) {
 			}
 		})
 		for _, r := range honest {
-			if n := len(s.attemptsFor(r)); n != 2 {
-				t.Errorf("%s: %d attempts, want the first and a refresh", r.SessionName, n)
+			// The second refresh is due 7.5 to 9 minutes after the first attempt.
+			if n := len(s.attemptsFor(r)); n != 2 && n != 3 {
+				t.Errorf("%s: %d attempts, want the first and a refresh or two", r.SessionName, n)
 			}
 		}
 	})

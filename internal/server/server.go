@@ -28,6 +28,7 @@ import (
 	"github.com/iam4kube/iam4kube/internal/server/metadata"
 	"github.com/iam4kube/iam4kube/internal/server/podevents"
 	"github.com/iam4kube/iam4kube/internal/server/podtoken"
+	"github.com/iam4kube/iam4kube/internal/server/role"
 	"github.com/iam4kube/iam4kube/internal/server/sts"
 	"github.com/iam4kube/iam4kube/internal/server/waiting"
 )
@@ -134,6 +135,7 @@ func (s *server) build(ctx context.Context) error {
 		DenyByDefault: s.cfg.DenyRolesByDefault, Registry: s.registry,
 	})
 	s.podTokens = podtoken.New(client.Discovery().RESTClient(), hub, s.registry, s.log)
+	s.cache.OnDenied(func(r *role.Role, denial *sts.Error) { s.index.Refused(r, denial.Error(), denial.Retry) })
 	s.tokens = imdstoken.NewKeys(client.CoreV1().Secrets(s.cfg.Namespace), s.registry, s.log)
 	s.watches = kube.NewWatches(reach, client.Discovery().RESTClient(), s.registry)
 	s.peers = newPeers(s.watches, func() []netip.Addr { return s.index.Replicas(ownAddresses()) }, s.registry, s.log)

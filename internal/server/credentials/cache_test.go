@@ -116,6 +116,31 @@ func TestShortSessionIsWarnedOf(t *testing.T) {
 	})
 }
 
+// Whoever wants to hear of denials hears of each, with its next attempt, and of nothing else.
+func TestDenialsAreTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCache(func(_ context.Context, r role.Role) (*sts.Credentials, error) {
+			if r.ServiceAccount == "denied" {
+				return nil, errDenied
+			}
+			return nil, &sts.Error{Kind: sts.Unavailable}
+		})
+		var told []*role.Role
+		c.OnDenied(func(r *role.Role, denial *sts.Error) {
+			if told = append(told, r); denial.Code != "AccessDenied" || !denial.Retry.After(time.Now()) {
+				t.Errorf("%+v", denial)
+			}
+		})
+		start(t, c)
+		c.Want(roleOf("ns", "unavailable"))
+		c.Want(roleOf("ns", "denied"))
+		advance(time.Second / 2)
+		if len(told) != 1 || told[0] != roleOf("ns", "denied") {
+			t.Errorf("told of %v", told)
+		}
+	})
+}
+
 // The dispatcher sleeps while nothing is due, wakes for what is new, and ends with all of
 // its attempts.
 func TestDispatcherSleeps(t *testing.T) {

@@ -34,6 +34,8 @@ type Cache struct {
 	sts STS
 	hub *waiting.Hub
 	log *zap.Logger
+	// denied hears of each role that STS refuses.
+	denied func(*role.Role, *sts.Error)
 	// work tells the dispatcher that something may have become due.
 	work chan struct{}
 	// attempts are joined by Run.
@@ -84,6 +86,7 @@ func New(client STS, hub *waiting.Hub, registry prometheus.Registerer, log *zap.
 		sts:        client,
 		hub:        hub,
 		log:        log,
+		denied:     func(*role.Role, *sts.Error) {},
 		work:       make(chan struct{}, 1),
 		entries:    map[*role.Role]*entry{},
 		namespaces: map[string]*namespace{},
@@ -92,6 +95,10 @@ func New(client STS, hub *waiting.Hub, registry prometheus.Registerer, log *zap.
 	registry.MustRegister(collector{c})
 	return c
 }
+
+// OnDenied lets tell hear of each role that STS refuses, from any goroutine. Call it before
+// Run.
+func (c *Cache) OnDenied(tell func(*role.Role, *sts.Error)) { c.denied = tell }
 
 // Want adds a role: its credentials are fetched and kept fresh until Drop.
 func (c *Cache) Want(r *role.Role) {
@@ -176,6 +183,9 @@ func (c *Cache) attempt(ctx context.Context, e *entry) {
 	c.hub.Wake(e.role)
 	c.Nudge()
 	c.report(e.role, result, failure, failures)
+	if failure != nil && failure.Kind == sts.Denied {
+		c.denied(e.role, failure)
+	}
 	if first && e.role.Duration < shortSession {
 		c.log.Warn("a session under 25 minutes leaves clients little time if a refresh is late", append(
 			logging.Role(e.role.Namespace, e.role.ServiceAccount, e.role.ARN, e.role.SessionName), zap.Duration(logging.Duration, e.role.Duration))...)

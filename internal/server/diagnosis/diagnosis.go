@@ -181,8 +181,12 @@ func (s Subject) Refused(refusal Refusal) Diagnosis {
 		}
 	case Denied:
 		d.Reason, d.About = RoleDenied, s.Role.ARN
-		d.Text = fmt.Sprintf("STS refuses the role %s to ServiceAccount %s of pod %s (session name %s, external ID %s, %d s): %s. Check the role's trust policy and the annotations. The next attempt is at %s; a change of these annotations starts one at once.",
-			s.Role.ARN, s.ServiceAccount, s.Pod, s.Role.SessionName, externalID(s.Role), s.Role.Duration/time.Second, s.Why, s.Retry.UTC().Format(time.RFC3339))
+		whom := s.ServiceAccount
+		if s.Pod != "" {
+			whom += " of pod " + s.Pod
+		}
+		d.Text = fmt.Sprintf("STS refuses the role %s to ServiceAccount %s (session name %s, external ID %s, %d s): %s. Check the role's trust policy and the annotations. The next attempt is at %s; a change of these annotations starts one at once.",
+			s.Role.ARN, whom, s.Role.SessionName, externalID(s.Role), s.Role.Duration/time.Second, s.Why, s.Retry.UTC().Format(time.RFC3339))
 	}
 	return d
 }

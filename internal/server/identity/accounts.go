@@ -25,6 +25,12 @@ type ServiceAccount struct {
 	Lookalike string
 }
 
+// AccountRef names a ServiceAccount that exists, or has existed.
+type AccountRef struct {
+	types.NamespacedName
+	UID types.UID
+}
+
 func (s *ServiceAccount) key() types.NamespacedName {
 	return types.NamespacedName{Namespace: s.Namespace, Name: s.Name}
 }
@@ -93,16 +99,23 @@ func (x *Index) accountOf(key types.NamespacedName) *account {
 func (x *Index) setAccount(s *ServiceAccount) {
 	a := x.accountOf(s.key())
 	news := s.Wrong != "" && s.Wrong != a.wrong
-	before := a.role
+	before, said, ref := a.role, a.said, AccountRef{s.key(), s.UID}
 	if a.uid != s.UID {
+		if a.exists { // another one of the same name
+			x.observer.AccountGone(AccountRef{s.key(), a.uid})
+		}
 		x.publish(func() { a.uid, a.created = s.UID, s.Created.Unix() })
 	}
 	x.publish(func() { a.lookalike = s.Lookalike })
 	x.publishAccount(a, true, s.Role, s.Wrong)
-	switch {
-	case news:
+	if news {
+		x.observer.RecordAccount(ref, badAnnotation(s.Name, s.Wrong))
 		x.reportPods(a, badAnnotation(s.Name, s.Wrong))
-	case a.role != nil && a.role != before:
+	}
+	if a.said != said {
+		x.reportNotAllowed(s.key(), a)
+	}
+	if a.role != nil && a.role != before {
 		for _, p := range a.pods {
 			x.reportHostNetwork(p)
 		}
@@ -140,6 +153,9 @@ func (x *Index) publishAccount(a *account, exists bool, said *role.Role, wrong s
 // removeAccount needs changes.
 func (x *Index) removeAccount(key types.NamespacedName) {
 	if a := x.accounts[key]; a != nil {
+		if a.exists {
+			x.observer.AccountGone(AccountRef{key, a.uid})
+		}
 		x.publishAccount(a, false, a.said, "")
 		x.release(key)
 	}
@@ -167,4 +183,16 @@ func (x *Index) reportPods(a *account, d diagnosis.Diagnosis) {
 // badAnnotation is for all pods of the account.
 func badAnnotation(account, wrong string) diagnosis.Diagnosis {
 	return diagnosis.Subject{ServiceAccount: account, Why: wrong}.Refused(diagnosis.BadAnnotation)
+}
+
+// Refused tells a ServiceAccount that STS refuses its role. With the role, of which the pointer
+// has to be that of Roles.Want, comes what STS said.
+func (x *Index) Refused(r *role.Role, why string, retry time.Time) {
+	x.changes.Lock()
+	defer x.changes.Unlock()
+	key := types.NamespacedName{Namespace: r.Namespace, Name: r.ServiceAccount}
+	if a := x.accounts[key]; a != nil && a.exists && a.role == r {
+		x.observer.RecordAccount(AccountRef{key, a.uid},
+			diagnosis.Subject{ServiceAccount: r.ServiceAccount, Role: r, Why: why, Retry: retry}.Refused(diagnosis.Denied))
+	}
 }

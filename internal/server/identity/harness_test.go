@@ -37,12 +37,21 @@ func (w wanted) Drop(r *role.Role) {
 
 // observed is an Observer that keeps what it hears.
 type observed struct {
-	bad  []string
-	gone []types.UID
+	bad []string
+	// accounts are what was told of ServiceAccounts, or that one is gone.
+	accounts []string
+	gone     []types.UID
 }
 
 func (o *observed) Record(p *Pod, _ diagnosis.Diagnosis) { o.bad = append(o.bad, p.Name) }
-func (o *observed) Gone(p *Pod)                          { o.gone = append(o.gone, p.UID) }
+func (o *observed) RecordAccount(a AccountRef, d diagnosis.Diagnosis) {
+	o.accounts = append(o.accounts, fmt.Sprintf("%s %s %s", a.Name, a.UID, d.Reason))
+}
+
+func (o *observed) AccountGone(a AccountRef) {
+	o.accounts = append(o.accounts, fmt.Sprintf("%s %s gone", a.Name, a.UID))
+}
+func (o *observed) Gone(p *Pod) { o.gone = append(o.gone, p.UID) }
 
 // world is an Index with everything around it.
 type world struct {

@@ -31,6 +31,9 @@ type Observer interface {
 	Record(pod *Pod, d diagnosis.Diagnosis)
 	// Gone says that a pod does not exist any more.
 	Gone(pod *Pod)
+	// RecordAccount and AccountGone are the same for a ServiceAccount.
+	RecordAccount(account AccountRef, d diagnosis.Diagnosis)
+	AccountGone(account AccountRef)
 }
 
 // Index knows the callers. Its methods may be called from any goroutine.

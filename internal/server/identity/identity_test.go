@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -383,6 +384,37 @@ func TestHostNetworkIsReported(t *testing.T) {
 	w.deleteAccount(serviceAccount("app", "two"))
 	w.setPod(pod("orphan", "10.9.9.9", hostNetwork, as("app")))
 	told()
+}
+
+// A ServiceAccount is told of what is wrong with its annotations, and that STS refuses its
+// role while that is its role. Another one of the same name is another one.
+func TestServiceAccountIsTold(t *testing.T) {
+	w := newWorld()
+	account := func(uid types.UID, arn string) *metav1.PartialObjectMetadata {
+		a := serviceAccount("app", "x")
+		a.UID, a.Annotations[role.AnnotationARN] = uid, arn
+		return a
+	}
+	told := func(want ...string) {
+		t.Helper()
+		if !slices.Equal(w.seen.accounts, want) {
+			t.Errorf("told %q, want %q", w.seen.accounts, want)
+		}
+		w.seen.accounts = nil
+	}
+	w.setAccount(account("1", "nonsense"))
+	w.setAccount(account("1", "nonsense"))
+	told("app 1 IAMRoleAnnotationInvalid")
+	w.setAccount(account("1", "arn:aws:iam::123456789012:role/app"))
+	old := w.accounts[types.NamespacedName{Namespace: "ns", Name: "app"}].role
+	w.Refused(old, "AccessDenied", time.Now())
+	told("app 1 IAMRoleDenied")
+	w.setAccount(account("2", "arn:aws:iam::123456789012:role/other"))
+	w.Refused(old, "AccessDenied", time.Now())
+	told("app 1 gone")
+	w.deleteAccount(account("2", ""))
+	w.Refused(old, "AccessDenied", time.Now())
+	told("app 2 gone")
 }
 
 // A dump says why a pod is not served.

@@ -73,8 +73,10 @@ func (w *world) reportTo(o Observer) { w.observer = o }
 // ignored is an Observer that keeps nothing.
 type ignored struct{}
 
-func (ignored) Record(*Pod, diagnosis.Diagnosis) {}
-func (ignored) Gone(*Pod)                        {}
+func (ignored) Record(*Pod, diagnosis.Diagnosis)              {}
+func (ignored) RecordAccount(AccountRef, diagnosis.Diagnosis) {}
+func (ignored) AccountGone(AccountRef)                        {}
+func (ignored) Gone(*Pod)                                     {}
 
 // workloads are what takes long, each after the one before.
 var workloads = []struct {

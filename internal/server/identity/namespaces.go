@@ -2,6 +2,7 @@ package identity
 
 import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/iam4kube/iam4kube/internal/server/diagnosis"
 	"github.com/iam4kube/iam4kube/internal/server/role"
@@ -90,8 +91,8 @@ func (x *Index) setNamespace(n *Namespace) {
 		}
 		before := a.role
 		x.publishAccount(a, a.exists, a.said, a.wrong)
-		if before != nil && a.role == nil {
-			x.reportPods(a, diagnosis.Subject{ServiceAccount: key.Name, Role: a.said, Why: kept.why()}.Refused(diagnosis.NotAllowed))
+		if before != nil {
+			x.reportNotAllowed(key, a)
 		}
 	}
 }
@@ -106,6 +107,19 @@ func (x *Index) allows(n *namespace, r *role.Role) bool {
 		return !x.denyByDefault
 	}
 	return n.allowed.Allows(r.ARN)
+}
+
+// reportNotAllowed tells an account and its pods that it may not have the role that it names,
+// unless it may. It needs changes.
+func (x *Index) reportNotAllowed(key types.NamespacedName, a *account) {
+	if a.said == nil || a.role != nil || !a.namespace.known {
+		return
+	}
+	d := diagnosis.Subject{ServiceAccount: key.Name, Role: a.said, Why: a.namespace.why()}.Refused(diagnosis.NotAllowed)
+	if a.exists {
+		x.observer.RecordAccount(AccountRef{key, a.uid}, d)
+	}
+	x.reportPods(a, d)
 }
 
 // why is what the namespace says of its roles.

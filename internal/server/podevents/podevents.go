@@ -1,4 +1,4 @@
-// Package podevents tells users on their pods, as Kubernetes Events, how the pods
+// Package podevents tells users on their pods and ServiceAccounts, as Kubernetes Events, how the pods
 // fare with their role. It owns how often it is said. What is said is a
 // diagnosis, which others make.
 package podevents
@@ -52,7 +52,7 @@ type Recorder struct {
 	mu sync.Mutex
 	// failures go before successes.
 	failures, successes queue
-	// told is when each reason was last told of a pod.
+	// told is when each reason was last told of a pod or a ServiceAccount.
 	told map[types.UID]map[diagnosis.Reason]telling
 }
 
@@ -63,7 +63,8 @@ type telling struct {
 }
 
 type event struct {
-	pod *identity.Pod
+	// about is the pod or the ServiceAccount.
+	about corev1.ObjectReference
 	diagnosis.Diagnosis
 	at time.Time
 }
@@ -93,17 +94,33 @@ func New(client corev1client.EventsGetter, registry prometheus.Registerer, log *
 // Record tells of the pod, unless the same was told lately. Serving is told once
 // in the life of a pod for each role, and only of pods that came after this server.
 func (r *Recorder) Record(pod *identity.Pod, d diagnosis.Diagnosis) {
+	if d.Reason == diagnosis.Serving && !pod.Life.Announced {
+		return
+	}
+	r.record(reference("Pod", pod.Namespace, pod.Name, pod.UID), d)
+}
+
+// RecordAccount tells of the ServiceAccount, unless the same was told lately.
+func (r *Recorder) RecordAccount(account identity.AccountRef, d diagnosis.Diagnosis) {
+	r.record(reference("ServiceAccount", account.Namespace, account.Name, account.UID), d)
+}
+
+func reference(kind, namespace, name string, uid types.UID) corev1.ObjectReference {
+	return corev1.ObjectReference{APIVersion: "v1", Kind: kind, Namespace: namespace, Name: name, UID: uid}
+}
+
+func (r *Recorder) record(about corev1.ObjectReference, d diagnosis.Diagnosis) {
 	now := time.Now()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if d.Reason == diagnosis.Serving && !pod.Life.Announced || !r.isNews(pod.UID, d, now) {
+	if !r.isNews(about.UID, d, now) {
 		return
 	}
 	queue := &r.failures
 	if d.Reason == diagnosis.Serving {
 		queue = &r.successes
 	}
-	if !queue.push(event{pod, d, now}) {
+	if !queue.push(event{about, d, now}) {
 		r.total.WithLabelValues("dropped").Inc()
 	}
 	select {
@@ -113,10 +130,15 @@ func (r *Recorder) Record(pod *identity.Pod, d diagnosis.Diagnosis) {
 }
 
 // Gone implements identity.Observer.
-func (r *Recorder) Gone(pod *identity.Pod) {
+func (r *Recorder) Gone(pod *identity.Pod) { r.forget(pod.UID) }
+
+// AccountGone implements identity.Observer.
+func (r *Recorder) AccountGone(account identity.AccountRef) { r.forget(account.UID) }
+
+func (r *Recorder) forget(uid types.UID) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	delete(r.told, pod.UID)
+	delete(r.told, uid)
 }
 
 // isNews needs mu.
@@ -178,7 +200,7 @@ func (r *Recorder) pop() (event, bool) {
 func (r *Recorder) write(ctx context.Context, e event) {
 	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
 	defer cancel()
-	events := r.events(e.pod.Namespace)
+	events := r.events(e.about.Namespace)
 	object := e.object()
 	_, err := events.Create(ctx, object, metav1.CreateOptions{})
 	if apierrors.IsAlreadyExists(err) && e.Reason != diagnosis.Serving {
@@ -186,8 +208,12 @@ func (r *Recorder) write(ctx context.Context, e event) {
 	}
 	if err != nil && !apierrors.IsAlreadyExists(err) {
 		r.total.WithLabelValues("failed").Inc()
-		r.log.Warn("could not write an event", zap.String(logging.Namespace, e.pod.Namespace),
-			zap.String(logging.Pod, e.pod.Name), zap.String(logging.Reason, string(e.Reason)), zap.Error(err))
+		kind := logging.Pod
+		if e.about.Kind == "ServiceAccount" {
+			kind = logging.ServiceAccount
+		}
+		r.log.Warn("could not write an event", zap.String(logging.Namespace, e.about.Namespace),
+			zap.String(kind, e.about.Name), zap.String(logging.Reason, string(e.Reason)), zap.Error(err))
 		return
 	}
 	r.total.WithLabelValues("written").Inc()
@@ -210,14 +236,14 @@ func (e event) object() *corev1.Event {
 	if e.Reason == diagnosis.Serving {
 		kind = corev1.EventTypeNormal
 	}
-	same := []any{e.pod.UID, e.Reason}
+	same := []any{e.about.UID, e.Reason}
 	if e.Reason == diagnosis.Serving {
 		same = append(same, e.About) // another role's stays as it is
 	}
 	suffix := fmt.Sprintf(".%016x", hashOf(same...))
 	return &corev1.Event{
-		ObjectMeta:     metav1.ObjectMeta{Namespace: e.pod.Namespace, Name: strings.TrimRight(cut(e.pod.Name, maxName-len(suffix)), ".-") + suffix},
-		InvolvedObject: corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: e.pod.Namespace, Name: e.pod.Name, UID: e.pod.UID},
+		ObjectMeta:     metav1.ObjectMeta{Namespace: e.about.Namespace, Name: strings.TrimRight(cut(e.about.Name, maxName-len(suffix)), ".-") + suffix},
+		InvolvedObject: e.about,
 		Reason:         string(e.Reason),
 		Message:        cut(e.Text, maxMessage),
 		Type:           kind,

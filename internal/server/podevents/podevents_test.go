@@ -175,6 +175,31 @@ func elapse(d time.Duration) {
 	synctest.Wait()
 }
 
+// A ServiceAccount is told as its pods are, and has told of it forgotten when it is gone.
+func TestServiceAccountsAreTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRecorder()
+		r.run(t)
+		account := identity.AccountRef{NamespacedName: types.NamespacedName{Namespace: "ns", Name: "app"}, UID: "uid-account"}
+		for range 3 {
+			r.RecordAccount(account, say(diagnosis.RoleDenied, "denied"))
+		}
+		synctest.Wait()
+		if _, told := r.told[account.UID]; len(r.store.objects) != 1 || !told {
+			t.Fatalf("%v", r.store.objects)
+		}
+		for _, e := range r.store.objects {
+			want := corev1.ObjectReference{APIVersion: "v1", Kind: "ServiceAccount", Namespace: "ns", Name: "app", UID: "uid-account"}
+			if e.InvolvedObject != want || e.Count != 1 || e.Type != "Warning" || e.Namespace != "ns" {
+				t.Errorf("%v", e)
+			}
+		}
+		if r.AccountGone(account); len(r.told) > 0 {
+			t.Error("not forgotten")
+		}
+	})
+}
+
 // Another role, or another mistake in the annotations, is news at once. Of each role that
 // serves there is one event, which nobody counts up.
 func TestChangedAnnotationsAreNews(t *testing.T) {
@@ -315,7 +340,7 @@ func TestSuccessIsToldOnce(t *testing.T) {
 		}
 		// Another replica has told it already.
 		other := New(r.store, prometheus.NewRegistry(), zap.NewNop())
-		other.write(t.Context(), event{pod("young"), say(diagnosis.Serving, "served"), time.Now()})
+		other.write(t.Context(), event{reference("Pod", "ns", "young", "uid-young"), say(diagnosis.Serving, "served"), time.Now()})
 		requests, _ = r.store.seen()
 		if e := r.store.only(t); e.Count != 1 || requests != 2 {
 			t.Errorf("%+v after %d requests", e, requests)
@@ -363,7 +388,7 @@ func TestWriteThatFails(t *testing.T) {
 // TestCountThatFails: the event is there, but gone or locked a moment later.
 func TestCountThatFails(t *testing.T) {
 	r := newRecorder()
-	e := event{pod("p"), say(diagnosis.RoleDenied, "denied"), time.Now()}
+	e := event{reference("Pod", "ns", "p", "uid-p"), say(diagnosis.RoleDenied, "denied"), time.Now()}
 	r.write(t.Context(), e)
 	r.store.breakBy(func(_ context.Context, request int) error {
 		if request == 3 { // create, create, get
@@ -402,7 +427,7 @@ func TestObject(t *testing.T) {
 		{long, strings.Repeat("ä", 513)},       // 1026 bytes
 		{long, "x" + strings.Repeat("ä", 512)}, // the limit is inside of a character
 	} {
-		o := event{c.pod, say(diagnosis.RoleDenied, c.message), at}.object()
+		o := event{reference("Pod", c.pod.Namespace, c.pod.Name, c.pod.UID), say(diagnosis.RoleDenied, c.message), at}.object()
 		if len(o.Name) > maxName || len(o.Message) > maxMessage || !utf8.ValidString(o.Message) || !strings.HasPrefix(c.message, o.Message) {
 			t.Errorf("%d, %d: %+v", len(o.Name), len(o.Message), o)
 		}
@@ -417,7 +442,7 @@ func TestObject(t *testing.T) {
 	names := map[string]bool{}
 	for _, p := range []*identity.Pod{pod("p"), {Name: "p", UID: "another"}} {
 		for _, reason := range []diagnosis.Reason{diagnosis.Serving, diagnosis.RoleDenied} {
-			names[event{p, diagnosis.Diagnosis{Reason: reason}, at}.object().Name] = true
+			names[event{reference("Pod", p.Namespace, p.Name, p.UID), diagnosis.Diagnosis{Reason: reason}, at}.object().Name] = true
 		}
 	}
 	if len(names) != 4 {
@@ -495,7 +520,7 @@ func TestQueueInAnyOrder(t *testing.T) {
 		}
 		p := pod("p")
 		p.Namespace = fmt.Sprint(min(random.IntN(i/100+1), random.IntN(3000)))
-		if q.push(event{pod: p}) {
+		if q.push(event{about: reference("Pod", p.Namespace, p.Name, p.UID)}) {
 			waiting++
 		}
 		if len(q.turns) != len(q.namespaces) || q.length != waiting || waiting > queueLength {

@@ -13,7 +13,7 @@ type queue struct {
 
 // push adds an event and reports whether none was dropped for it, itself included.
 func (q *queue) push(e event) bool {
-	namespace := e.pod.Namespace
+	namespace := e.about.Namespace
 	own, waits := q.namespaces[namespace]
 	sharing := len(q.turns)
 	if !waits {

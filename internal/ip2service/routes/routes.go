@@ -44,7 +44,8 @@ type Hooks string
 
 const (
 	// Node catches what pods send, on their node. The traffic of the host itself, and so
-	// of hostNetwork pods, is let be, and calls of the endpoints themselves are rejected.
+	// of hostNetwork pods, is let be but for Routes.Host, and calls of the endpoints
+	// themselves are rejected.
 	Node Hooks = "node"
 	// Pod catches what the processes of a pod send, in its own network namespace. What
 	// the pod itself forwards (containers in a container) is only guarded.
@@ -58,6 +59,9 @@ type Routes struct {
 	// Intercept are the addresses and TCP ports that are led to the endpoints of their
 	// family. All else that is sent to these addresses is rejected.
 	Intercept []netip.AddrPort
+	// Host are those of the addresses of Intercept that hold for what the host itself sends,
+	// too, where Hooks is Node.
+	Host []netip.Addr
 	// DNS lets packets to the domain port of these addresses pass by UDP and TCP, where the
 	// same address is a cloud's resolver. They go where they were sent.
 	DNS bool
@@ -76,6 +80,7 @@ type Routes struct {
 func (r Routes) Of(family Family) Routes {
 	other := func(a netip.AddrPort) bool { return FamilyOf(a.Addr()) != family }
 	r.Intercept = slices.DeleteFunc(slices.Clone(r.Intercept), other)
+	r.Host = slices.DeleteFunc(slices.Clone(r.Host), func(a netip.Addr) bool { return FamilyOf(a) != family })
 	r.New = slices.DeleteFunc(slices.Clone(r.New), other)
 	r.Live = slices.DeleteFunc(slices.Clone(r.Live), other)
 	return r
@@ -104,7 +109,7 @@ func (r Routes) Guarded(family Family) []netip.Addr {
 // Equal says whether both want the same.
 func (r Routes) Equal(other Routes) bool {
 	return r.Hooks == other.Hooks && r.Unknown == other.Unknown && r.DNS == other.DNS && slices.Equal(r.Intercept, other.Intercept) &&
-		slices.Equal(r.New, other.New) && slices.Equal(r.Live, other.Live)
+		slices.Equal(r.Host, other.Host) && slices.Equal(r.New, other.New) && slices.Equal(r.Live, other.Live)
 }
 
 // Counters are what a data path counts of one family.

@@ -25,6 +25,7 @@ func example() Routes {
 	return Routes{
 		Hooks:     Node,
 		Intercept: ends("192.0.2.7:80", "[fd00:ec2::254]:80", "192.0.2.7:8000", "192.0.2.8:80"),
+		Host:      addresses("192.0.2.8", "fd00:ec2::254"),
 		New:       ends("10.0.0.1:8080", "[fd00::1]:8080"),
 		Live:      ends("10.0.0.1:8080", "[fd00::1]:8080", "[fd00::2]:8080"),
 		DNS:       true,
@@ -36,11 +37,11 @@ func TestRoutesOfAFamily(t *testing.T) {
 	r := example()
 	for family, want := range map[Family]Routes{
 		IPv4: {
-			Hooks: Node, Intercept: ends("192.0.2.7:80", "192.0.2.7:8000", "192.0.2.8:80"),
+			Hooks: Node, Intercept: ends("192.0.2.7:80", "192.0.2.7:8000", "192.0.2.8:80"), Host: addresses("192.0.2.8"),
 			New: ends("10.0.0.1:8080"), Live: ends("10.0.0.1:8080"), DNS: true, Unknown: true,
 		},
 		IPv6: {
-			Hooks: Node, Intercept: ends("[fd00:ec2::254]:80"),
+			Hooks: Node, Intercept: ends("[fd00:ec2::254]:80"), Host: addresses("fd00:ec2::254"),
 			New: ends("[fd00::1]:8080"), Live: ends("[fd00::1]:8080", "[fd00::2]:8080"), DNS: true, Unknown: true,
 		},
 	} {

@@ -3,6 +3,7 @@ package ruleset
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/iam4kube/iam4kube/internal/ip2service/routes"
 )
@@ -22,7 +23,8 @@ func hooksOf(h routes.Hooks) hooks {
 	switch h {
 	case routes.Node:
 		// What a node forwards for its pods, and what they send to it. The host's own
-		// traffic, and that of hostNetwork pods, passes neither hook or comes from lo.
+		// traffic, and that of hostNetwork pods, passes neither hook or comes from lo: of
+		// that, Routes.Host are caught in the hook output.
 		return hooks{nat: Prerouting, guard: []Hook{Forward, Input}, foreign: true}
 	case routes.Pod:
 		// Behind the pod, the node translates a second time, from the Service to a server,
@@ -54,6 +56,9 @@ const domain = 53
 //	live:       to an endpoint that is still there → accept
 //	source:     sent to an intercepted address → another source port
 //
+// What the host itself sends to Routes.Host goes through chains of the same kinds, in the
+// hook output.
+//
 // The guard needs no connection tracking to reject what was not translated, so it also
 // cuts connections that were open before the rules, and packets that are not tracked.
 //
@@ -75,22 +80,39 @@ type builder struct {
 }
 
 func (b builder) chains(guarded []netip.Addr) []Chain {
-	nat := Chain{Name: "nat-" + string(b.hooks.nat), Type: NAT, Hook: b.hooks.nat, Priority: natPriority}
-	for _, i := range b.routes.Intercept {
-		nat.Rules = append(nat.Rules, Rule{
-			NotLoopback: b.hooks.foreign, Destination: i.Addr(), TCP: true, Port: i.Port(),
-			HalfOpen: true, Verdict: Jump, Chain: endpointsChain,
-		})
-	}
 	// The order is that of dependence: nft reads no jump to a chain that comes later.
-	chains := []Chain{b.endpoints(), b.live(), nat}
+	chains := []Chain{b.endpoints(), b.live(), b.nat()}
 	for _, hook := range b.hooks.guard {
 		chains = append(chains, b.guard(hook, guarded))
+	}
+	if b.hooks.foreign && len(b.routes.Host) > 0 {
+		host := b.host()
+		chains = append(chains, host.nat(), host.guard(Output, b.routes.Host))
 	}
 	if b.hooks.source != "" {
 		chains = append(chains, b.source())
 	}
 	return chains
+}
+
+// host makes the chains for what the host itself sends.
+func (b builder) host() builder {
+	b.hooks = hooks{nat: Output}
+	b.routes.Intercept = slices.DeleteFunc(slices.Clone(b.routes.Intercept), func(i netip.AddrPort) bool {
+		return !slices.Contains(b.routes.Host, i.Addr())
+	})
+	return b
+}
+
+func (b builder) nat() Chain {
+	c := Chain{Name: "nat-" + string(b.hooks.nat), Type: NAT, Hook: b.hooks.nat, Priority: natPriority}
+	for _, i := range b.routes.Intercept {
+		c.Rules = append(c.Rules, Rule{
+			NotLoopback: b.hooks.foreign, Destination: i.Addr(), TCP: true, Port: i.Port(),
+			HalfOpen: true, Verdict: Jump, Chain: endpointsChain,
+		})
+	}
+	return c
 }
 
 func (b builder) endpoints() Chain {

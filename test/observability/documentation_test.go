@@ -27,7 +27,7 @@ func TestDocumentedLogMessages(t *testing.T) {
 	in := func(parts ...string) string { return filepath.Join(append([]string{"..", ".."}, parts...)...) }
 	for page, folders := range map[string][]string{
 		page: {
-			in("cmd", "server"), in("internal", "server"), in("internal", "auxserver"), in("internal", "kube"), in("internal", "logging"), in("internal", "program"),
+			in("cmd", "server"), in("internal", "server"), in("internal", "auxserver"), in("internal", "kube"), in("internal", "listener"), in("internal", "logging"), in("internal", "program"),
 		},
 		"routing.md": {in("cmd", "ip2service"), in("internal", "ip2service")},
 		"webhook.md": {in("cmd", "webhook"), in("internal", "webhook")},

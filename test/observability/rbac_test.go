@@ -31,7 +31,7 @@ func TestServiceAccountMayDoNoMore(t *testing.T) {
 	nobody := newWorkload(newNamespace(t, "rbac-nobody"), "nobody", "").createAccount(t)
 	everywhere := []string{
 		"create events", "get events", "update events",
-		"list nodes", "watch nodes", "list pods", "watch pods", "list serviceaccounts", "watch serviceaccounts",
+		"list namespaces", "watch namespaces", "list nodes", "watch nodes", "list pods", "watch pods", "list serviceaccounts", "watch serviceaccounts",
 	}
 	for namespace, want := range map[string][]string{
 		"default":             everywhere,

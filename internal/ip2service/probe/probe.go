@@ -94,7 +94,10 @@ func (p Probe) Run(ctx context.Context) (Without, error) {
 			return without, err
 		}
 		left := time.Until(end)
-		if left <= 0 {
+		switch {
+		case ctx.Err() != nil: // also if there is enough by now
+			return "", stopped(err)
+		case left <= 0:
 			return "", err
 		}
 		if late != nil && time.Since(begin) >= lateAfter {
@@ -113,10 +116,12 @@ func (p Probe) Run(ctx context.Context) (Without, error) {
 			return "", err
 		case <-ctx.Done():
 			timer.Stop()
-			return "", fmt.Errorf("stopped before a server answered: %w", err)
+			return "", stopped(err)
 		}
 	}
 }
+
+func stopped(err error) error { return fmt.Errorf("stopped before a server answered: %w", err) }
 
 // unreached is that no server answered who knows this pod from others, which may pass.
 type unreached struct {

@@ -152,7 +152,7 @@ func TestNoVerbIsSuperfluous(t *testing.T) {
 		w := newWorkload(newNamespace(t, "without-nothing"), "app", unknownRole).create(t)
 		tellTwice(t, s, w)
 		environment.Eventually(t, within, func() error {
-			if n := s.Metric(t, "iam4kube_events_total", "outcome", "written"); n != 1 {
+			if n := s.Metric(t, "iam4kube_events_total", "outcome", "written"); n < 1 {
 				return fmt.Errorf("%v events written", n)
 			}
 			return nil

@@ -28,7 +28,7 @@ func TestDenial(t *testing.T) {
 		if status != http.StatusOK || d.Code == "Success" || d.Code == "" || d.AccessKeyId != "" {
 			t.Fatalf("%d %s", status, body)
 		}
-		for _, want := range []string{arn, "AccessDenied", "denial@app", "trust policy"} {
+		for _, want := range []string{arn, "AccessDenied", "denial@app", "trust policy", "external ID none, 3600 s", "The next attempt is at 20"} {
 			if !strings.Contains(d.Message, want) {
 				t.Errorf("the message does not say %q: %s", want, d.Message)
 			}

@@ -135,6 +135,7 @@ func TestDenialsAreTold(t *testing.T) {
 		c.Want(roleOf("ns", "unavailable"))
 		c.Want(roleOf("ns", "denied"))
 		advance(time.Second / 2)
+		synctest.Wait()
 		if len(told) != 1 || told[0] != roleOf("ns", "denied") {
 			t.Errorf("told of %v", told)
 		}

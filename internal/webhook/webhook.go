@@ -37,9 +37,10 @@ const (
 	drain = time.Second
 )
 
-// Each replica of the API server has a connection for each of its reviews at one time and
-// keeps 25.
-var limits = listener.Limits{Connections: 512, PerSource: 128, LargeBodies: true}
+// Each replica of the API server has a connection for each of its reviews at one time, and
+// keeps 25 for 90 s, for each change of the caBundle. It may be all that comes from its
+// address.
+var limits = listener.Limits{Connections: 1024, PerSource: 512, LargeBodies: true}
 
 // webhook is the parts that run.
 type webhook struct {

@@ -63,7 +63,7 @@ func (h *hook) flood(t *testing.T, said string) (letGo func()) {
 	for source := range 20 {
 		opening.Go(func() {
 			dialer := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 9, byte(source+1))}, Timeout: within}
-			for range 40 {
+			for range 60 {
 				c, err := tls.DialWithDialer(dialer, "tcp", h.host(), cfg)
 				if err != nil {
 					continue // refused

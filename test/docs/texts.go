@@ -20,8 +20,9 @@ import (
 const Variable = "…"
 
 var (
-	verb  = regexp.MustCompile(`%[+#]?[a-z]`)
-	prose = regexp.MustCompile(`\p{L}{2,}[,;:]?\s+\p{L}+`)
+	verb     = regexp.MustCompile(`%[+#]?(\.\d+)?[a-z]`)
+	inQuotes = regexp.MustCompile(`%(\.\d+)?q`)
+	prose    = regexp.MustCompile(`\p{L}{2,}[,;:]?\s+\p{L}+`)
 	// notProse are packages whose texts are rules of nft or lines of a protocol, or cannot come about.
 	notProse = []string{"ruleset", "logging", "listener"}
 )
@@ -72,7 +73,7 @@ func textOf(e ast.Expr) (text string, hasLiteral bool) {
 	switch e := e.(type) {
 	case *ast.BasicLit:
 		text, err := strconv.Unquote(e.Value)
-		text = strings.ReplaceAll(text, "%q", `"`+Variable+`"`)
+		text = inQuotes.ReplaceAllString(text, `"`+Variable+`"`)
 		return verb.ReplaceAllString(text, Variable), err == nil && e.Kind == token.STRING
 	case *ast.BinaryExpr:
 		left, l := textOf(e.X)

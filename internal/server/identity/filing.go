@@ -122,9 +122,9 @@ func (x *Index) lifeOf(t transition) *Life {
 func (x *Index) add(p *Pod) {
 	for _, a := range p.HostAddresses {
 		if x.hosts[a] == nil {
-			x.hosts[a] = map[string]int{}
+			x.hosts[a] = map[string]hostPods{}
 		}
-		x.hosts[a][p.Node]++
+		x.hosts[a][p.Node] = x.hosts[a][p.Node].plus(p, 1)
 	}
 	p.account = x.accountOf(p.accountKey())
 	p.account.add(p)
@@ -138,7 +138,9 @@ func (x *Index) add(p *Pod) {
 
 func (x *Index) remove(p *Pod) {
 	for _, a := range p.HostAddresses {
-		if x.hosts[a][p.Node]--; x.hosts[a][p.Node] == 0 {
+		if left := x.hosts[a][p.Node].plus(p, -1); left != (hostPods{}) {
+			x.hosts[a][p.Node] = left
+		} else {
 			delete(x.hosts[a], p.Node)
 		}
 		if len(x.hosts[a]) == 0 {

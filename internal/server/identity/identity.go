@@ -68,7 +68,7 @@ type Index struct {
 	// may be true neither before nor after it.
 	unsettled map[netip.Addr]struct{}
 	// hosts counts the pods that name an address as their node's, by the node's name.
-	hosts map[netip.Addr]map[string]int
+	hosts map[netip.Addr]map[string]hostPods
 	nodes map[string]Node
 	// nodesListed is set with the first full list of nodes.
 	nodesListed bool
@@ -98,7 +98,7 @@ func New(cfg Config) *Index {
 		hub: cfg.Hub, roles: cfg.Roles, observer: cfg.Observer, sessions: cfg.Sessions, denyByDefault: cfg.DenyByDefault,
 		pods:       map[types.NamespacedName]*Pod{},
 		addresses:  map[netip.Addr][]*Pod{},
-		hosts:      map[netip.Addr]map[string]int{},
+		hosts:      map[netip.Addr]map[string]hostPods{},
 		accounts:   map[types.NamespacedName]*account{},
 		nodes:      map[string]Node{},
 		podCIDRs:   map[netip.Prefix]int{},

@@ -109,20 +109,33 @@ func (x *Index) owner(a netip.Addr, pods []*Pod) (*Pod, diagnosis.Piece) {
 	return nil, diagnosis.SinglePod
 }
 
-// isNodeAddress says whether pods name the address as their node's. Once the nodes are
-// listed, one that is not there has no address any more: pods outlive their node, by the
+// hostPods are how many pods name an address as their node's.
+type hostPods struct{ live, terminating int }
+
+func (h hostPods) plus(p *Pod, n int) hostPods {
+	if p.Terminating {
+		h.terminating += n
+	} else {
+		h.live += n
+	}
+	return h
+}
+
+// isNodeAddress says whether pods name the address as their node's. Of a node that is not
+// there, once the nodes are listed, those that terminate do not count: they outlive it by the
 // time that it takes to end them, and another pod may have its address by then. The word of a
-// node that has a range counts for nothing about addresses in any node's range: those are pods',
-// and it would take them from other nodes' pods. It needs mu.
+// node that has a range counts for nothing about addresses in any node's range: those are
+// pods', and it would take them from other nodes' pods. It needs mu.
 func (x *Index) isNodeAddress(a netip.Addr) bool {
 	names := x.hosts[a]
 	if len(names) == 0 {
 		return false
 	}
 	podAddress := x.inPodCIDR(a)
-	for name := range names {
+	for name, pods := range names {
 		node, exists := x.nodes[name]
-		if gone := !exists && x.nodesListed && name != ""; !gone && (!podAddress || !node.podCIDR(a).IsValid()) {
+		gone := !exists && x.nodesListed && pods.live == 0
+		if !gone && (!podAddress || !node.podCIDR(a).IsValid()) {
 			return true
 		}
 	}

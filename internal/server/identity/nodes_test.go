@@ -93,11 +93,12 @@ func TestNodesThatLie(t *testing.T) {
 	}
 }
 
-// A pod may outlive its node, whose address another pod can have by then. Before all nodes are
-// known nobody is gone, and of a pod that names no node nothing is known.
+// A pod that terminates may outlive its node, whose address another pod can have by then.
+// Before all nodes are known nobody is gone, and one that does not terminate has a node that is
+// not known yet.
 func TestAddressOfANodeThatIsGone(t *testing.T) {
 	const address = "10.0.0.9"
-	outlives := pod("outlives", "10.0.0.1", onNode("old"), onHost(address))
+	outlives := pod("outlives", "10.0.0.1", onNode("old"), onHost(address), terminating)
 	heir := pod("heir", address, onNode("new"))
 	w := newWorld()
 	nodes := nodeSink{w.Index}

@@ -73,6 +73,10 @@ func TestWrongFlagsExitWith2(t *testing.T) {
 		{[]string{"--service-name=1a"}, []string{"--service-name", "name of a Service"}},
 		{[]string{"--service-name=a\nb"}, []string{"--service-name", "name of a Service"}},
 		{[]string{"--service-target-port="}, []string{"--service-target-port", "name or the number"}},
+		{[]string{"--intercept-host"}, []string{"--intercept-host", "169.254.170.2"}},
+		{[]string{"--intercept-host", "--intercept-ip=169.254.169.254,fd00:ec2::254"}, []string{"--intercept-host", "169.254.170.2"}},
+		{[]string{"--intercept-host=maybe"}, []string{"intercept-host", "true or false"}},
+		{[]string{"--intercept-local=maybe"}, []string{"intercept-local", "true or false"}},
 		{[]string{"--startup-taint=a"}, []string{"--startup-taint", "--node-name", "NODE_NAME"}},
 		{[]string{"--startup-taint=a b", "--node-name=n"}, []string{"--startup-taint", "key of a taint"}},
 		{[]string{"--unknown"}, []string{"-unknown", "--intercept-ip", "--to"}},
@@ -113,9 +117,9 @@ func TestWrongFlagsExitWith2(t *testing.T) {
 // A flag that the mode does not know is a mistake of whoever wrote it.
 func TestFlagsOfTheOtherModeExitWith2(t *testing.T) {
 	for name, value := range map[string]string{
-		"service-namespace": "iam4kube", "service-name": "iam4kube", "service-target-port": "http", "startup-taint": "a", "node-name": "n", "max-staleness": "1h",
+		"service-namespace": "iam4kube", "service-name": "iam4kube", "service-target-port": "http", "startup-taint": "a", "node-name": "n", "max-staleness": "1h", "intercept-host": "true", "intercept-local": "true",
 	} {
-		checkRefused(t, []string{"--mode", "pod", "--to", "10.96.0.7:80", "--" + name, value}, "--"+name, "--mode pod")
+		checkRefused(t, []string{"--mode", "pod", "--to", "10.96.0.7:80", "--" + name + "=" + value}, "--"+name, "--mode pod")
 	}
 	for name, value := range map[string]string{"to": "10.96.0.7:80", "probe-timeout": "60s", "wait": "5s", "pod-ips": "10.0.0.1", "pod": "shop/app"} {
 		checkRefused(t, []string{"--" + name, value}, "--"+name, "--mode node")
@@ -172,6 +176,10 @@ func TestFlagsBecomeTheConfig(t *testing.T) {
 		{append(to, "--intercept-ip", "169.254.169.254"), pod(func(c *ip2service.Config) { c.Intercept = addrPorts("169.254.169.254:80") })},
 		{[]string{"--mode", "pod", "--cleanup"}, pod(func(c *ip2service.Config) { c.To, c.Cleanup = nil, true })},
 		{append(to, "--cleanup"), pod(func(c *ip2service.Config) { c.Cleanup = true })},
+		{[]string{"--intercept-host", "--intercept-local", "--intercept-ip", "169.254.170.2"}, pod(func(c *ip2service.Config) {
+			c.Mode, c.To, c.Intercept = ip2service.ModeNode, nil, addrPorts("169.254.170.2:80")
+			c.InterceptHost, c.InterceptLocal = true, true
+		})},
 		{[]string{"--startup-taint", "iam4kube.io/not-ready", "--node-name", "node-1", "--service-target-port", "8080"}, pod(func(c *ip2service.Config) {
 			c.Mode, c.To = ip2service.ModeNode, nil
 			c.StartupTaint, c.NodeName, c.ServiceTargetPort = "iam4kube.io/not-ready", "node-1", "8080"
@@ -209,7 +217,7 @@ func TestHelp(t *testing.T) {
 		// The names and defaults that manifests and users rely on.
 		lines := []string{
 			`--log-level "info"`, `--log-encoding "json"`, `--aux-listen-on ":9090"`, `--debug "false"`, `--kubeconfig ""`,
-			`--mode "node"`, `--cleanup "false"`, `--intercept-ip "169.254.169.254"`, `--intercept-port "80"`, `--allow-dns "false"`,
+			`--mode "node"`, `--cleanup "false"`, `--intercept-ip "169.254.169.254"`, `--intercept-port "80"`, `--allow-dns "false"`, `--intercept-host "false"`, `--intercept-local "false"`,
 			`--service-namespace "iam4kube"`, `--service-name "iam4kube"`, `--service-target-port "http"`, `--startup-taint ""`, `--node-name ""`, `--max-staleness "15m"`,
 			`--to ""`, `--probe-timeout "60s"`, `--wait "5s"`, `--pod-ips ""`, `--pod ""`, `--version "false"`,
 		}

@@ -37,6 +37,9 @@ type Config struct {
 	ServiceTargetPort             string
 	StartupTaint, NodeName        string
 	MaxStaleness                  time.Duration // 0: no limit
+	// InterceptHost: the addresses of Intercept but for the metadata service's hold for the
+	// host's own processes, too. InterceptLocal: these also where the host has them itself.
+	InterceptHost, InterceptLocal bool
 
 	// In a pod.
 	To           []netip.AddrPort
@@ -63,6 +66,8 @@ func (c Config) Validate() error {
 		return errors.New("--service-target-port is empty, want the name or the number of a port")
 	case c.MaxStaleness != 0 && c.MaxStaleness < minStaleness:
 		return fmt.Errorf("--max-staleness %v: want 0, which sets no limit, or at least %v: a quiet watch is silent for up to three minutes", c.MaxStaleness, minStaleness)
+	case c.InterceptHost && !slices.ContainsFunc(c.Intercept, func(i netip.AddrPort) bool { return !routes.Metadata(i.Addr()) }):
+		return errors.New("--intercept-host needs an --intercept-ip that is not the metadata service's, such as 169.254.170.2: that one stays the host's own")
 	case c.StartupTaint != "" && c.NodeName == "":
 		return errors.New("--startup-taint needs --node-name, or the environment variable NODE_NAME from the field spec.nodeName")
 	case c.StartupTaint != "" && len(validation.IsQualifiedName(c.StartupTaint)) > 0:

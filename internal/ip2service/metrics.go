@@ -87,9 +87,9 @@ func (m *metrics) synced(at time.Time) { m.lastSync.Set(float64(at.UnixNano()) /
 
 var (
 	translatedDesc = prometheus.NewDesc("iam4kube_translated_connections_total",
-		"Connections of pods that were led to an endpoint.", []string{"family"}, nil)
+		"Connections that were led to an endpoint, of pods, and of the host with --intercept-host.", []string{"family"}, nil)
 	rejectedDesc = prometheus.NewDesc("iam4kube_guard_rejected_packets_total",
-		"Packets of pods that the guard rejected.", []string{"family"}, nil)
+		"Packets that the guard rejected, of pods, and of the host with --intercept-host.", []string{"family"}, nil)
 )
 
 // packets exports the counters of the kernel's rules. They begin anew when somebody

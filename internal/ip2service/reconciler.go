@@ -46,6 +46,7 @@ var (
 // machine is what is known of the host.
 type machine interface {
 	Owns(netip.Addr) bool
+	Has(netip.Addr) bool
 	Unserved(routes.Family) error
 	Beside() []string
 	SourceRoutes() bool
@@ -89,6 +90,7 @@ type told struct {
 	endpoints    []backends.Endpoint
 	noPort       []string
 	beside       []string
+	taken        []netip.Addr
 	stale        bool
 	sourceRoutes bool
 	err          string
@@ -148,7 +150,7 @@ func (r *reconciler) reconcile() (pause time.Duration, patient bool) {
 	if err != nil {
 		// Endpoints cannot be judged, so those of before stay. The guard has to be in.
 		r.applied = nil
-		_, syncErr := r.sync(r.routes(nil, nil, false))
+		_, syncErr := r.sync(r.routes(r.cfg.intercept(nobody), nil, nil, false))
 		return r.failed(errors.Join(err, syncErr)), false
 	}
 	endpoints, known := r.set.Endpoints()
@@ -162,12 +164,13 @@ func (r *reconciler) reconcile() (pause time.Duration, patient bool) {
 	backends.Mark(endpoints, backends.Refused, func(e netip.AddrPort) bool {
 		return host.Owns(e.Addr()) || slices.ContainsFunc(r.cfg.Intercept, func(i netip.AddrPort) bool { return i.Addr() == e.Addr() })
 	})
+	led := r.cfg.intercept(host.Has)
 	r.metrics.observe(endpoints, host.Beside(), stale)
-	r.tell(endpoints, host, stale)
+	r.tell(endpoints, host, led.taken, stale)
 
 	fresh, live := backends.Select(endpoints)
 	live, next := r.leave(live, now)
-	want := r.routes(fresh, live, known || stale)
+	want := r.routes(led, fresh, live, known || stale)
 	foreign := r.applied != nil && r.applied.Equal(want)
 	changed, err := r.sync(want)
 	if err != nil {
@@ -179,7 +182,7 @@ func (r *reconciler) reconcile() (pause time.Duration, patient bool) {
 	if known && !closed(r.inSync) {
 		close(r.inSync)
 	}
-	r.judge(known, stale, host, live)
+	r.judge(known, stale, host, led.taken, live)
 	if changed && foreign && r.repair(now) {
 		return truce, true
 	}
@@ -208,8 +211,8 @@ func (r *reconciler) sync(want routes.Routes) (changed bool, err error) {
 	return changed, err
 }
 
-func (r *reconciler) routes(fresh, live []netip.AddrPort, known bool) routes.Routes {
-	return routes.Routes{Hooks: routes.Node, Intercept: r.cfg.Intercept, DNS: r.cfg.AllowDNS, New: fresh, Live: live, Unknown: !known}
+func (r *reconciler) routes(i interception, fresh, live []netip.AddrPort, known bool) routes.Routes {
+	return routes.Routes{Hooks: routes.Node, Intercept: i.pods, Host: i.host, DNS: r.cfg.AllowDNS, New: fresh, Live: live, Unknown: !known}
 }
 
 // leave adds to the live endpoints those that left a moment ago, and says when the first
@@ -247,7 +250,7 @@ func (r *reconciler) failed(err error) (pause time.Duration) {
 }
 
 // judge says whether pods are served, now that the rules are in.
-func (r *reconciler) judge(known, stale bool, host machine, live []netip.AddrPort) {
+func (r *reconciler) judge(known, stale bool, host machine, taken []netip.Addr, live []netip.AddrPort) {
 	r.told.err = ""
 	err := errNotSynced
 	switch {
@@ -260,6 +263,9 @@ func (r *reconciler) judge(known, stale bool, host machine, live []netip.AddrPor
 			if concerned {
 				err = errors.Join(err, host.Unserved(family))
 			}
+		}
+		for _, a := range taken {
+			err = errors.Join(err, takenError{a})
 		}
 	}
 	r.setErr(err)
@@ -284,7 +290,13 @@ func (r *reconciler) repair(now time.Time) (patient bool) {
 }
 
 // tell logs what has changed.
-func (r *reconciler) tell(endpoints []backends.Endpoint, host machine, stale bool) {
+func (r *reconciler) tell(endpoints []backends.Endpoint, host machine, taken []netip.Addr, stale bool) {
+	for _, a := range taken {
+		if !slices.Contains(r.told.taken, a) {
+			r.log.Error("address not led to the servers", zap.Stringer(logging.Address, a), zap.Error(takenError{a}))
+		}
+	}
+	r.told.taken = taken
 	if stale != r.told.stale {
 		if r.told.stale = stale; stale {
 			r.log.Error("nothing was heard from the API server for longer than --max-staleness: what pods ask is rejected")

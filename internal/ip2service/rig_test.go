@@ -166,7 +166,7 @@ func text(there *routes.Routes) string {
 type fakeMachine struct {
 	mu           sync.Mutex
 	err          error
-	owns         []netip.Addr
+	owns, has    []netip.Addr
 	unserved     map[routes.Family]error
 	beside       []string
 	sourceRoutes bool
@@ -181,11 +181,14 @@ func (m *fakeMachine) change(change func()) {
 func (m *fakeMachine) look() (machine, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return &fakeMachine{owns: m.owns, unserved: m.unserved, beside: m.beside, sourceRoutes: m.sourceRoutes}, m.err
+	return &fakeMachine{owns: m.owns, has: m.has, unserved: m.unserved, beside: m.beside, sourceRoutes: m.sourceRoutes}, m.err
 }
 
 // Owns implements machine.
 func (m *fakeMachine) Owns(a netip.Addr) bool { return slices.Contains(m.owns, a) }
+
+// Has implements machine.
+func (m *fakeMachine) Has(a netip.Addr) bool { return slices.Contains(m.has, a) }
 
 // Unserved implements machine.
 func (m *fakeMachine) Unserved(family routes.Family) error { return m.unserved[family] }

@@ -119,6 +119,9 @@ func (h *Host) Owns(a netip.Addr) bool {
 	return h.addresses[a] || !a.IsGlobalUnicast()
 }
 
+// Has says whether the address is one of the host's own.
+func (h *Host) Has(a netip.Addr) bool { return h.addresses[a] }
+
 // Unserved says why pods of this host cannot be served in the family, nil if nothing is
 // known against it.
 //

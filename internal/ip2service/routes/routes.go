@@ -39,6 +39,9 @@ var (
 	MetadataIPv6 = netip.MustParseAddr("fd00:ec2::254")
 )
 
+// Metadata says whether the address is one of them.
+func Metadata(a netip.Addr) bool { return a == MetadataIPv4 || a == MetadataIPv6 }
+
 // Hooks is whose packets are caught, and where.
 type Hooks string
 

@@ -28,6 +28,7 @@ func add(f *flags.Set) (config func() webhook.Config) {
 	f.String(&cfg.InitImage, "init-image", "", "image of ip2service for the init container; required")
 	f.Choice(&cfg.InitPullPolicy, "init-image-pull-policy", webhook.PullPolicies[0], webhook.PullPolicies, "when kubelets pull it")
 	f.Bool(&cfg.AllowDNS, "allow-dns", "false", "passed to the init container: let DNS to the metadata service's address pass, where that is a cloud's resolver, too")
+	f.IPs(&cfg.Intercept, "intercept-ip", "", "passed to the init container: address to lead to the Service, may be repeated; empty: those of the metadata service")
 	f.Duration(&cfg.ProbeTimeout, "probe-timeout", "60s", 0, longest, "passed to the init container: time after which a way that does not work fails the pod's start; 0: no probe")
 	f.Duration(&cfg.Wait, "wait", "5s", 0, longest, "passed to the init container: time that the server may wait for what it has not seen yet of the pod")
 	return func() webhook.Config { return cfg }

@@ -83,7 +83,7 @@ func TestHelp(t *testing.T) {
 	// The names and defaults that manifests and users rely on.
 	lines := []string{
 		`--log-level "info"`, `--log-encoding "json"`, `--aux-listen-on ":9090"`, `--debug "false"`, `--kubeconfig ""`, `--listen-on ":9443"`,
-		`--cert-dir "/etc/iam4kube/tls"`, `--service-namespace "iam4kube"`, `--service-name "iam4kube"`, `--init-image ""`, `--init-image-pull-policy "IfNotPresent"`, `--allow-dns "false"`, `--probe-timeout "60s"`, `--wait "5s"`, `--version "false"`,
+		`--cert-dir "/etc/iam4kube/tls"`, `--service-namespace "iam4kube"`, `--service-name "iam4kube"`, `--init-image ""`, `--init-image-pull-policy "IfNotPresent"`, `--allow-dns "false"`, `--intercept-ip ""`, `--probe-timeout "60s"`, `--wait "5s"`, `--version "false"`,
 	}
 	for _, line := range lines {
 		if strings.Count(stdout, "  "+line+"\n") != 1 {

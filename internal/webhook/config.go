@@ -3,6 +3,7 @@ package webhook
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -19,6 +20,7 @@ type Config struct {
 	ServiceNamespace, ServiceName string
 	InitImage, InitPullPolicy     string
 	AllowDNS                      bool
+	Intercept                     []netip.Addr // none: as the init container has it by default
 	ProbeTimeout, Wait            time.Duration
 }
 

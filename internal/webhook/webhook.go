@@ -110,7 +110,7 @@ func (w *webhook) endpoints() []program.Endpoint {
 	handler := &handler{
 		config: inject.Config{
 			Namespace: w.cfg.ServiceNamespace, Image: w.cfg.InitImage, PullPolicy: corev1.PullPolicy(w.cfg.InitPullPolicy),
-			AllowDNS: w.cfg.AllowDNS, ProbeTimeout: w.cfg.ProbeTimeout, Wait: w.cfg.Wait,
+			AllowDNS: w.cfg.AllowDNS, Intercept: w.cfg.Intercept, ProbeTimeout: w.cfg.ProbeTimeout, Wait: w.cfg.Wait,
 		},
 		cluster: w.cluster, metrics: w.metrics, log: w.log,
 	}

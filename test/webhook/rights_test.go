@@ -153,6 +153,12 @@ func TestNetAdminIsForTheInjectedContainerAlone(t *testing.T) {
 		}, "mine"},
 		{"like ours", forged(func(*corev1.Container, *corev1.PodSpec) {}), ""},
 		{"like ours with DNS", forged(func(c *corev1.Container, _ *corev1.PodSpec) { c.Args = append(c.Args, "--allow-dns") }), ""},
+		{"like ours with addresses", forged(func(c *corev1.Container, _ *corev1.PodSpec) {
+			c.Args = append(c.Args, "--allow-dns", "--intercept-ip", "169.254.170.2", "--intercept-ip", "fd00:ec2::23")
+		}), ""},
+		{"like ours with something behind the addresses", forged(func(c *corev1.Container, _ *corev1.PodSpec) {
+			c.Args = append(c.Args, "--intercept-ip", "169.254.170.2", "--cleanup")
+		}), inject.ContainerName},
 		{"like ours of another image", forged(func(c *corev1.Container, _ *corev1.PodSpec) { c.Image = "registry.example/evil:1" }), inject.ContainerName},
 		{"like ours by digest", forged(func(c *corev1.Container, _ *corev1.PodSpec) { c.Image += pinnedBy }), ""},
 		{"like ours by digest alone", forged(func(c *corev1.Container, _ *corev1.PodSpec) {

@@ -2,6 +2,8 @@ package webhook
 
 import (
 	"errors"
+	"net/netip"
+	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -51,14 +53,17 @@ func TestAlwaysPullImages(t *testing.T) {
 
 // Flags that are passed on are in the container.
 func TestFlagsArePassedOn(t *testing.T) {
-	h := start(t, func(c *webhook.Config) { c.InitPullPolicy, c.AllowDNS = "Never", true })
+	h := start(t, func(c *webhook.Config) {
+		c.InitPullPolicy, c.AllowDNS = "Never", true
+		c.Intercept = []netip.Addr{netip.MustParseAddr("169.254.169.254"), netip.MustParseAddr("fd00:ec2::23")}
+	})
 	h.waitReady(t)
 	install(t, h)
 	created, err := create(t, newNamespace(t, inject.Enabled, nil), &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "app"}, Spec: plainSpec()}, metav1.DryRunAll)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c := created.Spec.InitContainers[0]; c.ImagePullPolicy != corev1.PullNever || c.Args[len(c.Args)-1] != "--allow-dns" {
+	if c := created.Spec.InitContainers[0]; c.ImagePullPolicy != corev1.PullNever || !strings.HasSuffix(strings.Join(c.Args, " "), " --allow-dns --intercept-ip 169.254.169.254 --intercept-ip fd00:ec2::23") {
 		t.Errorf("%s, %q", c.ImagePullPolicy, c.Args)
 	}
 }

@@ -33,6 +33,9 @@ func (c Config) container(service Service, p *pod) corev1.Container {
 	if c.AllowDNS {
 		args = append(args, "--allow-dns")
 	}
+	for _, a := range c.Intercept {
+		args = append(args, "--intercept-ip", a.String())
+	}
 	env := []corev1.EnvVar{
 		fromPod("POD_IPS", "status.podIPs"),
 		fromPod("POD_NAMESPACE", "metadata.namespace"),

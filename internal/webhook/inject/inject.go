@@ -32,8 +32,10 @@ type Config struct {
 	Namespace  string
 	Image      string
 	PullPolicy corev1.PullPolicy
-	// AllowDNS, ProbeTimeout and Wait are passed on.
+	// AllowDNS, Intercept, ProbeTimeout and Wait are passed on. Without addresses Intercept is
+	// ip2service's own default.
 	AllowDNS           bool
+	Intercept          []netip.Addr
 	ProbeTimeout, Wait time.Duration
 }
 

@@ -162,6 +162,44 @@ func TestComponents(t *testing.T) {
 	}
 }
 
+// TestTokenAddresses: the component leads the same addresses on nodes and in pods, the metadata
+// service's among them, and on nodes what the host sends.
+func TestTokenAddresses(t *testing.T) {
+	addresses := "169.254.169.254 fd00:ec2::254 169.254.170.2 169.254.170.23 fd00:ec2::23"
+	for overlay, want := range map[string]int{"both": 2, "node-wide": 1, "injection": 1} {
+		seen := 0
+		objects := mustBuild(t, withComponents(t, overlay, "token-addresses", "allow-dns"))
+		if err := apply(t.Context(), objects, metav1.DryRunAll); err != nil {
+			t.Fatalf("%s: %v", overlay, err)
+		}
+		for _, w := range workloads(t, objects) {
+			if w.name != "iam4kube-ip2service" && w.name != "iam4kube-webhook" {
+				continue
+			}
+			seen++
+			container := w.template.Spec.Containers[0]
+			var led []string
+			for _, arg := range container.Args {
+				if a, is := strings.CutPrefix(arg, "--intercept-ip="); is {
+					led = append(led, a)
+				}
+			}
+			if have := strings.Join(led, " "); have != addresses {
+				t.Errorf("%s: %s leads %s", overlay, w.name, have)
+			}
+			if onNode := w.name == "iam4kube-ip2service"; slices.Contains(container.Args, "--intercept-host") != onNode {
+				t.Errorf("%s: %s has %q", overlay, w.name, container.Args)
+			}
+			bare := withImage(container, strings.TrimPrefix(w.name, "iam4kube-"))
+			bare.Args = nil
+			value(t, bare, "intercept-ip") // the program has it
+		}
+		if seen != want {
+			t.Errorf("%s: %d of them", overlay, seen)
+		}
+	}
+}
+
 func TestOnlyTheStartupTaintNeedsRightsOnNodes(t *testing.T) {
 	for overlay, want := range map[string]bool{"both": false, "startup-taint": true} {
 		objects := mustBuild(t, manifest(overlay))

@@ -66,6 +66,7 @@ var everyKind = []string{
 	"tcp translated", "tcp reset", "tcp let be", "udp rejected", "udp let be", "icmp rejected", "icmp let be",
 	"open kept", "open reset", "older kept", "older reset",
 	"from the host translated", "from the host let be", "from the host reset",
+	"from the node itself translated", "from the node itself reset", "from the node itself rejected", "from the node itself let be",
 	"from an endpoint translated", "from an endpoint reset",
 	"another table's to a live endpoint", "another table's reset",
 	"dns by tcp passed", "dns by udp passed", "dns by tcp rejected", "dns by udp rejected",
@@ -274,6 +275,9 @@ func (h *history) changeRules(t *testing.T) {
 			}
 		}
 	}
+	if h.onNode && h.IntN(3) > 0 {
+		r.Host = slices.DeleteFunc(r.Intercepted(), func(a netip.Addr) bool { return routes.Metadata(a) || h.IntN(5) == 0 })
+	}
 	h.Shuffle(len(r.Intercept), func(i, j int) { r.Intercept[i], r.Intercept[j] = r.Intercept[j], r.Intercept[i] })
 	h.routes, h.filter.ours = r, ruleset.Build(r)
 	if _, err := kernel.Sync(r); err != nil {
@@ -333,7 +337,7 @@ func (h *history) first(t *testing.T) {
 func (h *history) checkPromise(t *testing.T, from *place, target netip.AddrPort, have outcome) {
 	t.Helper()
 	to := target.Addr()
-	if from == h.host && h.onNode {
+	if from == h.host && h.onNode && !slices.Contains(h.routes.Host, to) {
 		return // the host's own traffic is let be
 	}
 	if !h.onNode && have.leadsTo(h.host.addresses[routes.FamilyOf(to)]) {
@@ -342,6 +346,9 @@ func (h *history) checkPromise(t *testing.T, from *place, target netip.AddrPort,
 	guarded := []netip.Addr{routes.MetadataIPv4, routes.MetadataIPv6}
 	for _, i := range h.routes.Intercept {
 		guarded = append(guarded, i.Addr())
+	}
+	if from == h.host && h.onNode {
+		guarded = h.routes.Host
 	}
 	if h.routes.DNS && target.Port() == 53 && have.end == "to "+target.String() && slices.Contains(h.routes.Intercepted(), to) {
 		return
@@ -422,6 +429,9 @@ func (h *history) count(protocol string, from *place, p packet, have outcome) {
 	h.seen[protocol+" "+end]++
 	if p.port == 53 && slices.Contains(h.routes.Intercepted(), p.destination) && from != h.host {
 		h.seen["dns by "+protocol+map[bool]string{true: " passed", false: " rejected"}[have.leadsTo(p.destination)]]++
+	}
+	if from == h.host && slices.Contains(h.routes.Host, p.destination) {
+		h.seen["from the node itself "+end]++
 	}
 	switch {
 	case from == h.host:

@@ -44,7 +44,7 @@ func TestKernelAndModelAgree(t *testing.T) {
 			noTables(t)
 			h := newHistory(t)
 			for i := range rounds {
-				h.Rand = rand.New(rand.NewPCG(seed, i))
+				h.Rand, h.names = rand.New(rand.NewPCG(seed, i)), rand.New(rand.NewPCG(seed, rounds+i))
 				h.round(t)
 			}
 			h.hangUp()
@@ -75,6 +75,9 @@ var everyKind = []string{
 // history is a random life of a host.
 type history struct {
 	*rand.Rand
+	// names is for what has to do with DNS, so that all else is as it is without.
+	names     *rand.Rand
+	domain    bool // the next packets are sent to its port
 	far       *netns.FarSide
 	host      *place
 	pods      []*place
@@ -164,6 +167,12 @@ func (h *history) round(t *testing.T) {
 	for range 12 {
 		h.first(t)
 	}
+	other := h.Rand
+	h.Rand, h.domain = h.names, true
+	for range 4 {
+		h.first(t)
+	}
+	h.Rand, h.domain = other, false
 }
 
 // openBeforeTheRules opens connections while there are no rules at all.
@@ -243,7 +252,7 @@ func (h *history) changeForeign(t *testing.T) {
 // changeRules makes ours.
 func (h *history) changeRules(t *testing.T) {
 	t.Helper()
-	r := routes.Routes{Hooks: routes.Node, DNS: h.IntN(2) == 0}
+	r := routes.Routes{Hooks: routes.Node, DNS: h.names.IntN(2) == 0}
 	h.port = 80
 	if h.onNode = h.IntN(10) >= 3; !h.onNode {
 		r.Hooks = routes.Pod
@@ -294,7 +303,7 @@ func (h *history) first(t *testing.T) {
 	if h.IntN(3) == 0 {
 		p.port = ports[h.IntN(len(ports))]
 	}
-	if (p.destination == metadata[family] || p.destination == beyond[family]) && h.IntN(4) == 0 {
+	if h.domain && (p.destination == metadata[family] || p.destination == beyond[family]) {
 		p.port = 53 // which is served on the far side alone
 	}
 	protocol := []string{"tcp", "tcp", "tcp", "udp", "icmp"}[h.IntN(5)]

@@ -60,6 +60,7 @@ const (
 	UID            = "pod_uid"
 	Value          = "value"
 	Version        = "version"
+	Webhook        = "webhook"
 )
 
 // Role returns the fields that identify a role and whose it is.

@@ -17,8 +17,9 @@ import (
 // handler turns a review into a decision and the decision into an answer. Nothing of it
 // leaves the process, so a dry run is like any other.
 type handler struct {
-	config  inject.Config
-	cluster *cluster
+	// webhook is what the handler is for, in metrics and logs.
+	webhook string
+	decide  func(namespace string, pod []byte) inject.Decision
 	metrics *metrics
 	log     *zap.Logger
 }
@@ -36,11 +37,12 @@ func (h *handler) Handle(_ context.Context, r admission.Request) admission.Respo
 	case r.UID == "", r.Resource.Resource == "", !slices.Contains(operations, r.Operation):
 		decision.Outcome, decision.Reason, decision.Message = inject.Denied, inject.Malformed, "iam4kube cannot read the review: it lacks its uid, resource or operation"
 	case r.Resource == pods && r.SubResource == "" && r.Operation == admissionv1.Create:
-		decision = h.config.Decide(r.Namespace, r.Object.Raw, h.cluster.Service())
+		decision = h.decide(r.Namespace, r.Object.Raw)
 	}
-	h.metrics.decided(decision)
+	h.metrics.decided(h.webhook, decision)
 	dryRun := r.DryRun != nil && *r.DryRun
 	fields := []zap.Field{
+		zap.String(logging.Webhook, h.webhook),
 		zap.String(logging.Namespace, r.Namespace), zap.String(logging.Pod, decision.Pod),
 		zap.String(logging.Outcome, string(decision.Outcome)), zap.String(logging.Reason, string(decision.Reason)), zap.Bool(logging.DryRun, dryRun),
 	}
@@ -55,7 +57,7 @@ func (h *handler) Handle(_ context.Context, r admission.Request) admission.Respo
 }
 
 func admit(d inject.Decision) admissionv1.AdmissionResponse {
-	response := admissionv1.AdmissionResponse{Allowed: true}
+	response := admissionv1.AdmissionResponse{Allowed: true, Warnings: d.Warnings}
 	if d.Outcome == inject.Injected {
 		patchType := admissionv1.PatchTypeJSONPatch
 		response.Patch, response.PatchType = d.Patch, &patchType

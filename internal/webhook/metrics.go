@@ -19,7 +19,7 @@ func newMetrics(registry prometheus.Registerer, c *certificate) *metrics {
 	m := &metrics{
 		admissions: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "iam4kube_admissions_total", Help: "Pods that the API server asked about, by what happened to them and why.",
-		}, []string{"outcome", "reason"}),
+		}, []string{"webhook", "outcome", "reason"}),
 		duration: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "iam4kube_admission_duration_seconds", Help: "Time from a review's header to its answer.",
 			Buckets: []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .5, 1, 5},
@@ -33,16 +33,18 @@ func newMetrics(registry prometheus.Registerer, c *certificate) *metrics {
 		}
 		return 0
 	}))
-	for outcome, reasons := range inject.Reasons {
-		for _, reason := range reasons {
-			m.admissions.WithLabelValues(string(outcome), string(reason))
+	for _, webhook := range webhooks {
+		for outcome, reasons := range inject.Reasons {
+			for _, reason := range reasons {
+				m.admissions.WithLabelValues(webhook, string(outcome), string(reason))
+			}
 		}
 	}
 	return m
 }
 
-func (m *metrics) decided(d inject.Decision) {
-	m.admissions.WithLabelValues(string(d.Outcome), string(d.Reason)).Inc()
+func (m *metrics) decided(webhook string, d inject.Decision) {
+	m.admissions.WithLabelValues(webhook, string(d.Outcome), string(d.Reason)).Inc()
 }
 
 func (m *metrics) timed(handler http.Handler) http.Handler {

@@ -25,8 +25,21 @@ import (
 	"github.com/iam4kube/iam4kube/internal/webhook/inject"
 )
 
-// Path is where the API server sends its reviews.
-const Path = "/inject"
+// Paths are where the API server sends its reviews, each for one entry of the
+// configurations: which namespace of a pod asked for what, only the API server can say.
+const (
+	Path          = "/inject"
+	PathToken     = "/token"
+	PathTokenOnly = "/token-only"
+)
+
+// webhooks are the paths' names in metrics and logs.
+var webhooks = []string{webhookInject, webhookToken}
+
+const (
+	webhookInject = "inject"
+	webhookToken  = "token"
+)
 
 const (
 	// readTimeout is that of a review, which the API server sends at once.
@@ -107,17 +120,8 @@ func (w *webhook) build() error {
 
 // endpoints are that of the reviews, first, and the auxiliary ones.
 func (w *webhook) endpoints() []program.Endpoint {
-	handler := &handler{
-		config: inject.Config{
-			Namespace: w.cfg.ServiceNamespace, Image: w.cfg.InitImage, PullPolicy: corev1.PullPolicy(w.cfg.InitPullPolicy),
-			AllowDNS: w.cfg.AllowDNS, Intercept: w.cfg.Intercept, ProbeTimeout: w.cfg.ProbeTimeout, Wait: w.cfg.Wait,
-		},
-		cluster: w.cluster, metrics: w.metrics, log: w.log,
-	}
-	mux := http.NewServeMux()
-	mux.Handle("POST "+Path, w.metrics.timed(newBodies(&admission.Webhook{Handler: handler}, w.log)))
 	reviews := program.Endpoint{
-		Flag: "--listen-on", Address: w.cfg.ListenOn, Handler: mux,
+		Flag: "--listen-on", Address: w.cfg.ListenOn, Handler: w.reviews(),
 		TLS:         &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: w.certificate.Get},
 		Limits:      limits,
 		ReadTimeout: readTimeout, WriteTimeout: answerTimeout, Drain: drain, Grace: answerTimeout,
@@ -125,6 +129,30 @@ func (w *webhook) endpoints() []program.Endpoint {
 	return append([]program.Endpoint{reviews}, auxserver.Endpoints(w.cfg.AuxListenOn, w.cfg.Debug, w.registry, w.ready, map[string]func() any{
 		"service": func() any { return w.cluster.Service() },
 	})...)
+}
+
+// reviews has a handler for each path. Their bodies are bounded together.
+func (w *webhook) reviews() http.Handler {
+	config := inject.Config{
+		Namespace: w.cfg.ServiceNamespace, Image: w.cfg.InitImage, PullPolicy: corev1.PullPolicy(w.cfg.InitPullPolicy),
+		AllowDNS: w.cfg.AllowDNS, Intercept: w.cfg.Intercept, ProbeTimeout: w.cfg.ProbeTimeout, Wait: w.cfg.Wait,
+	}
+	handlers, mux := http.NewServeMux(), http.NewServeMux()
+	bounded := w.metrics.timed(newBodies(handlers, w.log))
+	handle := func(path, name string, decide func(namespace string, pod []byte) inject.Decision) {
+		handlers.Handle(path, &admission.Webhook{Handler: &handler{webhook: name, decide: decide, metrics: w.metrics, log: w.log}})
+		mux.Handle("POST "+path, bounded)
+	}
+	handle(Path, webhookInject, func(namespace string, pod []byte) inject.Decision {
+		return config.Decide(namespace, pod, w.cluster.Service())
+	})
+	handle(PathToken, webhookToken, func(namespace string, pod []byte) inject.Decision {
+		return config.DecideToken(namespace, pod, false)
+	})
+	handle(PathTokenOnly, webhookToken, func(namespace string, pod []byte) inject.Decision {
+		return config.DecideToken(namespace, pod, true)
+	})
+	return mux
 }
 
 // ready is why the API server should ask another replica.

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -32,6 +33,8 @@ type fixture struct {
 	namespace string
 	pod       []byte // JSON
 	service   Service
+	// only is that the namespace insists on tokens.
+	only bool
 }
 
 func readFixture(t testing.TB, path string) fixture {
@@ -51,7 +54,10 @@ func readFixture(t testing.TB, path string) fixture {
 		}
 		var object struct {
 			Kind     string
-			Metadata struct{ Namespace string }
+			Metadata struct {
+				Namespace string
+				Labels    map[string]string
+			}
 		}
 		if err := yaml.Unmarshal(document, &object); err != nil {
 			t.Fatal(err)
@@ -62,6 +68,8 @@ func readFixture(t testing.TB, path string) fixture {
 			if f.pod, err = yaml.YAMLToJSON(document); err != nil {
 				t.Fatal(err)
 			}
+		case "Namespace":
+			f.only = object.Metadata.Labels["iam4kube.io/identity"] == "token"
 		case "Service":
 			var s corev1.Service
 			if err := yaml.UnmarshalStrict(document, &s); err != nil {
@@ -83,9 +91,9 @@ func service(t testing.TB, spec string) Service {
 	return ServiceOf(&s)
 }
 
-func fixturePaths(t testing.TB) (paths []string) {
+func fixturePaths(t testing.TB, folders ...string) (paths []string) {
 	t.Helper()
-	all, err := filepath.Glob("testdata/*.yaml")
+	all, err := filepath.Glob(filepath.Join(append(append([]string{"testdata"}, folders...), "*.yaml")...))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -94,7 +102,7 @@ func fixturePaths(t testing.TB) (paths []string) {
 			paths = append(paths, path)
 		}
 	}
-	if len(paths) < 40 {
+	if len(paths) < 30 {
 		t.Fatalf("%d fixtures", len(paths))
 	}
 	return paths
@@ -119,22 +127,32 @@ func apply(t testing.TB, pod, patch []byte) []byte {
 
 // result is what a testdata/*.out.yaml holds.
 type result struct {
-	Outcome Outcome         `json:"outcome"`
-	Reason  Reason          `json:"reason"`
-	Message string          `json:"message,omitempty"`
-	Pod     json.RawMessage `json:"pod,omitempty"`
+	Outcome Outcome `json:"outcome"`
+	Reason  Reason  `json:"reason"`
+	Message string  `json:"message,omitempty"`
+	// Warnings are the same when the pod is asked about again.
+	Warnings []string        `json:"warnings,omitempty"`
+	Pod      json.RawMessage `json:"pod,omitempty"`
 }
 
 func TestFixtures(t *testing.T) {
-	for _, path := range fixturePaths(t) {
+	testFixtures(t, fixturePaths(t), func(f fixture, pod []byte) Decision { return config.Decide(f.namespace, pod, f.service) })
+}
+
+func TestTokenFixtures(t *testing.T) {
+	testFixtures(t, fixturePaths(t, "token"), func(f fixture, pod []byte) Decision { return config.DecideToken(f.namespace, pod, f.only) })
+}
+
+func testFixtures(t *testing.T, paths []string, decide func(f fixture, pod []byte) Decision) {
+	for _, path := range paths {
 		t.Run(strings.TrimSuffix(filepath.Base(path), ".yaml"), func(t *testing.T) {
 			f := readFixture(t, path)
-			d := config.Decide(f.namespace, f.pod, f.service)
-			got := result{Outcome: d.Outcome, Reason: d.Reason, Message: d.Message}
+			d := decide(f, f.pod)
+			got := result{Outcome: d.Outcome, Reason: d.Reason, Message: d.Message, Warnings: d.Warnings}
 			if d.Outcome == Injected {
 				got.Pod = apply(t, f.pod, d.Patch)
-				if again := config.Decide(f.namespace, got.Pod, f.service); again.Outcome != Unchanged {
-					t.Errorf("the second time: %s %s", again.Outcome, again.Reason)
+				if again := decide(f, got.Pod); again.Outcome != Unchanged || !slices.Equal(again.Warnings, d.Warnings) {
+					t.Errorf("the second time: %s %s %q", again.Outcome, again.Reason, again.Warnings)
 				}
 			}
 			text, err := yaml.Marshal(got)

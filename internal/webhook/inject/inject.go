@@ -1,11 +1,13 @@
 // Package inject decides what happens to a pod that is about to be created: it becomes
-// the patch that puts the init container iam4kube-ip2service in front of the others, it
-// stays as it is, or it is refused. It owns the container and the reasons. Everything is
+// the patch that puts the init container iam4kube-ip2service in front of the others, or the
+// one that gives its containers a token, it stays as it is, or it is refused. It owns the
+// container, the volume, the variables and the reasons. Everything is
 // a function of the pod, the configuration and the Service: it knows neither HTTP nor the
 // API server.
 package inject
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"net/netip"
@@ -64,7 +66,7 @@ type Reason string
 // Reasons.
 const (
 	New      Reason = "new"
-	Restored Reason = "restored" // a container of our name was not ours, or not the first
+	Restored Reason = "restored" // a container of our name was not ours, or not the first; a part of the token's was missing
 	Present  Reason = "present"
 
 	HostNetwork Reason = "host-network"
@@ -73,6 +75,8 @@ const (
 	OptedOut    Reason = "opted-out"
 	Namespace   Reason = "namespace" // kube-system or iam4kube's own
 	NotANewPod  Reason = "not-a-new-pod"
+	// OwnVariables: every container says by itself where its credentials come from.
+	OwnVariables Reason = "own-variables"
 
 	NameTaken Reason = "name-taken"
 	Malformed Reason = "malformed"
@@ -86,7 +90,7 @@ const (
 var Reasons = map[Outcome][]Reason{
 	Injected:  {New, Restored},
 	Unchanged: {Present},
-	Skipped:   {HostNetwork, Windows, Mirror, OptedOut, Namespace, NotANewPod},
+	Skipped:   {HostNetwork, Windows, Mirror, OptedOut, Namespace, NotANewPod, OwnVariables},
 	Denied:    {NameTaken, Malformed, NotSynced, NoService, Headless, NoPort},
 }
 
@@ -96,6 +100,8 @@ type Decision struct {
 	Reason  Reason
 	// Message tells the user of a pod that is denied what to do.
 	Message string
+	// Warnings tell the user of containers that were left as they are.
+	Warnings []string
 	// Patch is a JSON patch (RFC 6902) for a pod that is injected.
 	Patch []byte
 	// Pod is the pod's name, or what the API server will make one from.
@@ -129,33 +135,72 @@ type pod struct {
 		} `json:"resources"`
 		InitContainers []json.RawMessage `json:"initContainers"`
 		Containers     []container       `json:"containers"`
+		Volumes        []volume          `json:"volumes"`
 	} `json:"spec"`
 }
 
 // container is the little that is read of one.
 type container struct {
-	Name string `json:"name"`
-	Env  []struct {
-		Name string `json:"name"`
-	} `json:"env"`
+	Name         string     `json:"name"`
+	Env          []variable `json:"env"`
+	VolumeMounts []struct {
+		Name        string `json:"name"`
+		MountPath   string `json:"mountPath"`
+		SubPath     string `json:"subPath"`
+		SubPathExpr string `json:"subPathExpr"`
+	} `json:"volumeMounts"`
+}
+
+type variable struct {
+	Name      string    `json:"name"`
+	Value     string    `json:"value"`
+	ValueFrom *struct{} `json:"valueFrom"`
+}
+
+type volume struct {
+	Name      string `json:"name"`
+	Projected struct {
+		Sources []projection `json:"sources"`
+	} `json:"projected"`
+}
+
+type projection struct {
+	ServiceAccountToken struct {
+		Audience string `json:"audience"`
+		Path     string `json:"path"`
+	} `json:"serviceAccountToken"`
+}
+
+func read(raw []byte) (*pod, error) {
+	p := &pod{}
+	return p, utiljson.Unmarshal(raw, p)
+}
+
+// name is the pod's, or what the API server will make one from.
+func (p *pod) name() string { return cmp.Or(p.Metadata.Name, p.Metadata.GenerateName) }
+
+func malformed(err error) Decision {
+	return Decision{Outcome: Denied, Reason: Malformed, Message: fmt.Sprintf("iam4kube cannot read the pod: %v", err)}
+}
+
+func unreadable(err error) Decision {
+	return Decision{Outcome: Denied, Reason: Malformed, Message: fmt.Sprintf("iam4kube cannot read an init container of the pod: %v", err)}
 }
 
 // Decide says what happens to a pod that is created in the namespace; raw is its JSON, as
 // the API server sends it.
 func (c Config) Decide(namespace string, raw []byte, service Service) Decision {
-	var p pod
-	if err := utiljson.Unmarshal(raw, &p); err != nil {
-		return Decision{Outcome: Denied, Reason: Malformed, Message: fmt.Sprintf("iam4kube cannot read the pod: %v", err)}
+	p, err := read(raw)
+	if err != nil {
+		return malformed(err)
 	}
-	d := c.decide(namespace, &p, service)
-	if d.Pod = p.Metadata.Name; d.Pod == "" {
-		d.Pod = p.Metadata.GenerateName
-	}
+	d := c.decide(namespace, p, service)
+	d.Pod = p.name()
 	return d
 }
 
 func (c Config) decide(namespace string, p *pod, service Service) Decision {
-	if reason := c.skip(namespace, p); reason != "" {
+	if reason := c.skip(namespace, p, Label); reason != "" {
 		return Decision{Outcome: Skipped, Reason: reason}
 	}
 	if len(p.Spec.Containers) == 0 {
@@ -172,24 +217,24 @@ func (c Config) decide(namespace string, p *pod, service Service) Decision {
 	return patch(p, c.container(service, p), service)
 }
 
-// skip says why a pod is never injected. Most of it the API server has asked before, by
+// skip says why a pod never gets what the label is about. Most of it the API server has asked before, by
 // the webhook's selectors and matchConditions; whoever changes those must not break nodes.
 //
 // Whether the namespace has opted in is not among it: what this program could have seen of
 // the namespace may be older than what made the API server send the pod, and then the pod
 // would start open.
-func (c Config) skip(namespace string, p *pod) Reason {
+func (c Config) skip(namespace string, p *pod, label string) Reason {
 	_, mirror := p.Metadata.Annotations[corev1.MirrorPodAnnotationKey]
 	switch {
 	case namespace == "kube-system", namespace == c.Namespace:
 		return Namespace
 	case mirror:
 		return Mirror
-	case p.Spec.HostNetwork:
+	case p.Spec.HostNetwork && label == Label: // it has no network of its own to set rules in
 		return HostNetwork
 	case p.onWindows():
 		return Windows
-	case p.Metadata.Labels[Label] == Disabled:
+	case p.Metadata.Labels[label] == Disabled:
 		return OptedOut
 	}
 	return ""

@@ -31,7 +31,7 @@ func patch(p *pod, ours corev1.Container, service Service) Decision {
 	for i, raw := range present {
 		var c container
 		if err := utiljson.Unmarshal(raw, &c); err != nil {
-			return Decision{Outcome: Denied, Reason: Malformed, Message: fmt.Sprintf("iam4kube cannot read an init container of the pod: %v", err)}
+			return unreadable(err)
 		}
 		if c.Name == ContainerName {
 			same = append(same, i)

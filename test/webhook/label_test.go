@@ -11,8 +11,8 @@ import (
 	"github.com/iam4kube/iam4kube/internal/webhook/inject"
 )
 
-// A value of the label that means nothing is refused, wherever it is new.
-func TestLabelOfANamespaceHasTwoValues(t *testing.T) {
+// A value of a label that means nothing is refused, wherever it is new.
+func TestLabelsOfANamespaceHaveTheirValues(t *testing.T) {
 	before := newNamespace(t, "true", nil)
 	if err := cp.ApplyFiles(t.Context(), manifest("webhook-label-policy.yaml")); err != nil {
 		t.Fatal(err)
@@ -23,29 +23,33 @@ func TestLabelOfANamespaceHasTwoValues(t *testing.T) {
 		}
 	})
 	namespaces := cp.Client.CoreV1().Namespaces()
-	check := func(value string, err error, refused bool) error {
-		if refused && (err == nil || !strings.Contains(err.Error(), "has to be enabled (its new pods are injected) or disabled") || !strings.HasSuffix(strings.TrimSpace(err.Error()), strings.TrimSpace("not: "+value))) ||
+	check := func(label, value string, err error, refused bool) error {
+		if refused && (err == nil || !strings.Contains(err.Error(), "the label "+label+" of a namespace has to be ") || !strings.HasSuffix(strings.TrimSpace(err.Error()), strings.TrimSpace("not: "+value))) ||
 			!refused && err != nil {
-			return fmt.Errorf("%q: refused: %w, want %v", value, err, refused)
+			return fmt.Errorf("%s %q: refused: %w, want %v", label, value, err, refused)
 		}
 		return nil
 	}
-	for value, refused := range map[string]bool{
-		"true": true, "Enabled": true, "yes": true, "": true, "enable": true, inject.Enabled: false, inject.Disabled: false,
+	switches := map[string]bool{"true": true, "Enabled": true, "yes": true, "": true, "enable": true, inject.Enabled: false, inject.Disabled: false}
+	for label, values := range map[string]map[string]bool{
+		inject.Label: switches, inject.TokenLabel: switches,
+		labelIdentity: {"true": true, "Token": true, "tokens": true, "": true, "address": true, "token": false},
 	} {
-		eventually(t, func() error { // until the policy is in effect
-			fresh := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "fresh", Labels: map[string]string{inject.Label: value}}}
-			_, err := namespaces.Create(t.Context(), fresh, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
-			return check(value, err, refused)
-		})
-		was, err := namespaces.Get(t.Context(), before, metav1.GetOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		was.Labels[inject.Label] = value
-		_, err = namespaces.Update(t.Context(), was, metav1.UpdateOptions{DryRun: []string{metav1.DryRunAll}})
-		if err := check(value, err, refused && value != "true"); err != nil {
-			t.Errorf("from true: %v", err)
+		for value, refused := range values {
+			eventually(t, func() error { // until the policy is in effect
+				fresh := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "fresh", Labels: map[string]string{label: value}}}
+				_, err := namespaces.Create(t.Context(), fresh, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+				return check(label, value, err, refused)
+			})
+			was, err := namespaces.Get(t.Context(), before, metav1.GetOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			was.Labels[label] = value
+			_, err = namespaces.Update(t.Context(), was, metav1.UpdateOptions{DryRun: []string{metav1.DryRunAll}})
+			if err := check(label, value, err, refused && (label != inject.Label || value != "true")); err != nil {
+				t.Errorf("from true: %v", err)
+			}
 		}
 	}
 	// What it had before the policy stays, whatever else changes, and may go.

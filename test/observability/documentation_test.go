@@ -30,7 +30,7 @@ func TestDocumentedLogMessages(t *testing.T) {
 			in("cmd", "server"), in("internal", "server"), in("internal", "auxserver"), in("internal", "kube"), in("internal", "listener"), in("internal", "logging"), in("internal", "program"),
 		},
 		"routing.md": {in("cmd", "ip2service"), in("internal", "ip2service")},
-		"webhook.md": {in("cmd", "webhook"), in("internal", "webhook")},
+		"webhook.md": {in("cmd", "webhook"), in("internal", "webhook"), in("internal", "listener")},
 	} {
 		have := map[string]string{}
 		for _, folder := range folders {

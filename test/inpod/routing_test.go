@@ -3,6 +3,8 @@ package inpod
 import (
 	"errors"
 	"fmt"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"strings"
@@ -56,6 +58,51 @@ func TestOtherAddressesAreIntercepted(t *testing.T) {
 	reaches(t, pod, "192.0.2.2:8000", "server", podIPv4)
 	for _, address := range []string{"192.0.2.1:80", "169.254.169.254:80", "169.254.169.254:8000", "[fd00:ec2::254]:80"} {
 		rejected(t, pod, "tcp", address)
+	}
+}
+
+// As the component token-addresses and the webhook have it: the addresses of container
+// credentials beside the metadata service's, and nothing but port 80 of them, whoever else
+// answers there.
+func TestContainerCredentialsAreIntercepted(t *testing.T) {
+	far := netns.NewFarSide(t)
+	nodeRules(t, services)
+	serve(t, ready)
+	addresses := map[string]string{"169.254.170.2": podIPv4, "169.254.170.23": podIPv4, "fd00:ec2::23": podIPv6}
+	for address := range addresses {
+		bits := "/32"
+		if strings.Contains(address, ":") {
+			bits = "/128"
+		}
+		if output, err := far.Run(t.Context(), "ip", "address", "add", address+bits, "dev", "lo", "nodad"); err != nil {
+			t.Fatalf("%v: %s", err, output)
+		}
+		for _, port := range []string{"80", "8080"} {
+			listener, err := far.Listen("tcp", net.JoinHostPort(address, port))
+			if err != nil {
+				t.Fatal(err)
+			}
+			agent := &http.Server{Handler: http.NotFoundHandler()}
+			go func() { _ = agent.Serve(listener) }() // until Close
+			t.Cleanup(func() { agent.Close() })
+		}
+	}
+	pod := netns.AddPod(t, podIPv4, podIPv6)
+	flags := []string{"--to", serviceIPv4, "--to", serviceIPv6}
+	for _, address := range []string{metadataIPv4, metadataIPv6, "169.254.170.2", "169.254.170.23", "fd00:ec2::23"} {
+		flags = append(flags, "--intercept-ip", address)
+	}
+	start(t, pod, flags...).exits(t, 0, isReady)
+	reaches(t, pod, metadataIPv4, "server", podIPv4)
+	reaches(t, pod, metadataIPv6, "server", podIPv6)
+	for address, from := range addresses {
+		reaches(t, pod, address, "server", from)
+		rejected(t, pod, "tcp", net.JoinHostPort(address, "8080"))
+		rejected(t, pod, "udp", net.JoinHostPort(address, "80"))
+	}
+	nft(t, nil, "flush ruleset\n") // no server
+	for address := range addresses {
+		rejected(t, pod, "tcp", net.JoinHostPort(address, "8080"))
 	}
 }
 

@@ -44,6 +44,17 @@ func TestHostOwnsItsAddressesAndNotThoseOfPods(t *testing.T) {
 	}
 }
 
+// An agent's address is one of the host's; the others of its kind are not.
+func TestHostHasTheAddressOfAnAgent(t *testing.T) {
+	inHost(t, []string{"link add agent type veth peer name other", "address add 169.254.170.23/32 dev agent", "address add fd00:ec2::23/128 dev agent nodad"}, func() {
+		for address, want := range map[string]bool{"169.254.170.23": true, "fd00:ec2::23": true, "169.254.170.2": false} {
+			if have := look(t).Has(netip.MustParseAddr(address)); have != want {
+				t.Errorf("Has(%s) = %v", address, have)
+			}
+		}
+	})
+}
+
 // inHost calls do in a namespace of its own with these links, given as arguments of ip.
 func inHost(t *testing.T, links []string, do func()) {
 	t.Helper()

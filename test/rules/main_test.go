@@ -92,10 +92,11 @@ func list(t *testing.T) string {
 	return node.NFT(t, "--numeric-priority", "list", "ruleset")
 }
 
-// wantText checks that the kernel has these rules and no others.
+// wantText checks that the kernel has these rules and no others. The table of one family may
+// have been made anew, and so be the last one.
 func wantText(t *testing.T, want golden) {
 	t.Helper()
-	if have := list(t); have != want.text() {
+	if have := list(t); have != want.text() && have != want.texts[routes.IPv6]+want.texts[routes.IPv4] {
 		t.Fatalf("the kernel's rules are not those of %s:\n%s", want.name, have)
 	}
 }

@@ -112,6 +112,7 @@ type connection struct {
 	// to is where it was opened to, current where it leads.
 	to, current netip.AddrPort
 	older       bool // than the rules
+	moved       bool // to another source port, by our rules
 }
 
 // connect opens a connection and asks for the first time.

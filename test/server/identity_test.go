@@ -186,6 +186,10 @@ func TestHostNetwork(t *testing.T) {
 	host, own := newTenant(namespace, "host"), newTenant(namespace, "own")
 	host.HostNetwork, host.HostIPs = true, host.IPs
 	own.HostIPs = host.IPs
+	// A node that does not exist has no address.
+	if err := env.CreateNode(t.Context(), controlplane.Node{Name: host.Node}); err != nil {
+		t.Fatal(err)
+	}
 	s := env.Start(t, env.Config(t)) // with the long wait
 	host.createAccount(t, host.annotations())
 

@@ -100,10 +100,6 @@ func TestContainerCredentialsAreIntercepted(t *testing.T) {
 		rejected(t, pod, "tcp", net.JoinHostPort(address, "8080"))
 		rejected(t, pod, "udp", net.JoinHostPort(address, "80"))
 	}
-	nft(t, nil, "flush ruleset\n") // no server
-	for address := range addresses {
-		rejected(t, pod, "tcp", net.JoinHostPort(address, "8080"))
-	}
 }
 
 func TestNothingElseGetsThrough(t *testing.T) {

@@ -94,8 +94,9 @@ func (l *Listener) Connections(reason Refusal) (open int64, refused uint64) {
 	return l.shares.Count(reason)
 }
 
-// Scarce is that few connections are left, so that those that are idle should end.
-func (l *Listener) Scarce() bool { return l.shares.scarce() }
+// Crowded is that few connections are left, in all or for that source, so that none should
+// stay idle: an SDK that starts anew for each task leaves one behind each time.
+func (l *Listener) Crowded(source netip.Addr) bool { return l.shares.Crowded(source) }
 
 func sourceOf(c net.Conn) netip.Addr {
 	if a, ok := c.RemoteAddr().(*net.TCPAddr); ok {

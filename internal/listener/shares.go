@@ -71,9 +71,10 @@ func (s *Shares) Count(reason Refusal) (held int64, refused uint64) {
 	return s.sum, s.refused[reason]
 }
 
-// scarce is that little is left: an eighth.
-func (s *Shares) scarce() bool {
+// Crowded is that little is left, an eighth of all or half of what the source may have.
+func (s *Shares) Crowded(source netip.Addr) bool {
+	source = source.Unmap()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.sum > s.total-s.total/8
+	return s.sum > s.total-s.total/8 || s.held[source] > s.perSource/2
 }

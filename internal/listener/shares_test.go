@@ -32,8 +32,8 @@ func TestSharesLeaveSomethingForTheNext(t *testing.T) {
 			break
 		}
 	}
-	for s.scarce() == false {
-		t.Fatal("nothing is left, and that is not scarce")
+	if !s.Crowded(address(600)) {
+		t.Error("nothing is left, and it is not crowded")
 	}
 	held, _ := s.Count(TooMany)
 	if held != sum {
@@ -65,5 +65,20 @@ func TestSharesSayWhy(t *testing.T) {
 	s.Give(netip.AddrFrom16(address(1).As16()), 4)
 	if _, ok := s.Take(address(6), 2); !ok {
 		t.Error("nothing was given back")
+	}
+}
+
+// A source is told before it has all that it may, and others are not.
+func TestCrowded(t *testing.T) {
+	s := NewShares(1000, 100)
+	for range 50 {
+		s.Take(address(1), 1)
+	}
+	if s.Crowded(address(1)) {
+		t.Error("half of it is left")
+	}
+	s.Take(address(1), 1)
+	if !s.Crowded(address(1)) || s.Crowded(address(2)) {
+		t.Error("the source has more than half of what it may, and no other has")
 	}
 }

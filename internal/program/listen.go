@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -93,10 +94,12 @@ func newServer(l *listener.Listener, e Endpoint, log *zap.Logger) *Server {
 	return s
 }
 
-// sparing ends connections with their answers while few are left, and at the end.
+// sparing ends connections with their answers while few are left, of all or of those that the
+// client may have, and at the end.
 func (s *Server) sparing(handler http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if s.listener.Scarce() || s.ending.Load() {
+		source, _ := netip.ParseAddrPort(r.RemoteAddr) // TCP's has one
+		if s.ending.Load() || s.listener.Crowded(source.Addr()) {
 			w.Header().Set("Connection", "close")
 		}
 		handler.ServeHTTP(w, r)

@@ -261,3 +261,23 @@ func TestTLS(t *testing.T) {
 		t.Errorf("got %s", response.Status)
 	}
 }
+
+// Clients that open connection after connection and leave them are answered all the same: each
+// answer ends its connection once there are many.
+func TestIdleConnectionsMakeRoom(t *testing.T) {
+	address, _ := serve(t.Context(), t, Endpoint{Handler: http.NotFoundHandler()}) // 50 of one source
+	closed := 0
+	for i := range 200 {
+		response, err := http.ReadResponse(bufio.NewReader(send(t, address, get)), nil)
+		if err != nil {
+			t.Fatalf("connection %d: %v", i, err)
+		}
+		_ = response.Body.Close()
+		if response.Close {
+			closed++
+		}
+	}
+	if closed < 150 {
+		t.Errorf("%d connections were ended with their answers", closed)
+	}
+}

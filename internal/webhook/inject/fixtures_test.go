@@ -144,6 +144,7 @@ func TestTokenFixtures(t *testing.T) {
 }
 
 func testFixtures(t *testing.T, paths []string, decide func(f fixture, pod []byte) Decision) {
+	t.Helper()
 	for _, path := range paths {
 		t.Run(strings.TrimSuffix(filepath.Base(path), ".yaml"), func(t *testing.T) {
 			f := readFixture(t, path)

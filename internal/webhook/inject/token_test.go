@@ -1,6 +1,7 @@
 package inject
 
 import (
+	"bytes"
 	"encoding/json"
 	"testing"
 )
@@ -43,7 +44,7 @@ func TestTokenBesideInjection(t *testing.T) {
 	first = apply(t, first, config.DecideToken("shop", first, false).Patch)
 	second := apply(t, pod, config.DecideToken("shop", pod, false).Patch)
 	second = apply(t, second, config.Decide("shop", second, to).Patch)
-	if string(first) != string(second) {
+	if !bytes.Equal(first, second) {
 		t.Errorf("%s\n%s", first, second)
 	}
 	for _, d := range []Decision{config.Decide("shop", first, to), config.DecideToken("shop", first, false)} {

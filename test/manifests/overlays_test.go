@@ -162,13 +162,22 @@ func TestComponents(t *testing.T) {
 	}
 }
 
-// TestTokenAddresses: the component leads the same addresses on nodes and in pods, the metadata
+// TestTokenAddresses: the component, or token, which has it and the webhook's part, leads the same addresses on nodes and in pods, the metadata
 // service's among them, and on nodes what the host sends.
 func TestTokenAddresses(t *testing.T) {
 	addresses := "169.254.169.254 fd00:ec2::254 169.254.170.2 169.254.170.23 fd00:ec2::23"
 	for overlay, want := range map[string]int{"both": 2, "node-wide": 1, "injection": 1} {
-		seen := 0
-		objects := mustBuild(t, withComponents(t, overlay, "token-addresses", "allow-dns"))
+		seen, component := 0, "token"
+		if overlay == "node-wide" {
+			component = "token-addresses"
+		}
+		objects := mustBuild(t, withComponents(t, overlay, component, "allow-dns"))
+		asked := slices.ContainsFunc(objects, func(o *unstructured.Unstructured) bool {
+			return o.GetKind() == "MutatingWebhookConfiguration" && o.GetName() == "iam4kube-webhook-token"
+		})
+		if asked != (component == "token") {
+			t.Errorf("%s: the webhook is asked for tokens: %t", overlay, asked)
+		}
 		if err := apply(t.Context(), objects, metav1.DryRunAll); err != nil {
 			t.Fatalf("%s: %v", overlay, err)
 		}

@@ -40,7 +40,7 @@ const (
 
 	// connections and those of one source address. Each takes 24 KiB at most, or
 	// metadata.WaitBytes while its request waits.
-	connections, connectionsPerAddress = 12288, 256
+	connections, connectionsPerAddress = 12288, 1024
 
 	// writeReserve is what a client has, after the longest wait, to read the answer.
 	writeReserve = 30 * time.Second

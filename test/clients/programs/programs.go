@@ -102,6 +102,11 @@ var libraries = []Program{
 		Command: []string{"node", "js/google-auth.mjs"}, Files: []string{"js/google-auth.mjs"}, Region: true,
 	},
 	{
+		Name: "mongodb", Language: "JavaScript", CodeBase: "mongodb for npm", Packages: []string{"nodejs"},
+		NPM:     []string{"mongodb"},
+		Command: []string{"node", "js/mongodb.mjs"}, Files: []string{"js/mongodb.mjs"},
+	},
+	{
 		Name: "minio-go", Language: "Go", CodeBase: "minio-go",
 		Build: "test/clients/gominio",
 	},

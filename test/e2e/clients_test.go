@@ -76,7 +76,7 @@ func machinePod(t *testing.T, pod *corev1.Pod) *corev1.Pod {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i, folder := range []string{"/usr", "/etc/alternatives", clients(t), cache} {
+	for i, folder := range []string{"/usr", "/etc/alternatives", "/etc/ssl/certs", clients(t), cache} {
 		name := fmt.Sprint("machine-", i)
 		pod.Spec.Volumes = append(pod.Spec.Volumes, corev1.Volume{
 			Name: name, VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: folder}},

@@ -5,6 +5,7 @@ package listener
 
 import (
 	"context"
+	"crypto/tls"
 	"net"
 	"net/netip"
 	"sync/atomic"
@@ -81,7 +82,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 		source := sourceOf(c)
 		reason, ok := l.shares.Take(source, 1)
 		if ok {
-			return &conn{Conn: c, release: func() { l.shares.Give(source, 1) }}, nil
+			return &conn{Conn: c, release: func() { l.shares.Give(source, 1) }, crowded: l.shares.crowd(source)}, nil
 		}
 		l.log.Warn("reset a connection: too many are open", zap.Stringer(logging.SourceIP, source),
 			zap.Stringer(logging.Address, l.Addr()), zap.String(logging.Reason, string(reason)))
@@ -94,9 +95,28 @@ func (l *Listener) Connections(reason Refusal) (open int64, refused uint64) {
 	return l.shares.Count(reason)
 }
 
-// Crowded is that few connections are left, in all or for that source, so that none should
-// stay idle: an SDK that starts anew for each task leaves one behind each time.
-func (l *Listener) Crowded(source netip.Addr) bool { return l.shares.Crowded(source) }
+type crowdedKey struct{}
+
+// ConnContext is for http.Server: requests' contexts are those that Crowded asks.
+func ConnContext(ctx context.Context, c net.Conn) context.Context {
+	if withTLS, ok := c.(*tls.Conn); ok {
+		c = withTLS.NetConn()
+	}
+	if withHeaders, ok := c.(*headerConn); ok {
+		c = withHeaders.Conn
+	}
+	if limited, ok := c.(*conn); ok {
+		return context.WithValue(ctx, crowdedKey{}, limited.crowded)
+	}
+	return ctx
+}
+
+// Crowded is that few connections are left, in all or for the request's source, so that none
+// should stay idle: an SDK that starts anew for each task leaves one behind each time.
+func Crowded(request context.Context) bool {
+	crowded, ok := request.Value(crowdedKey{}).(func() bool)
+	return ok && crowded()
+}
 
 func sourceOf(c net.Conn) netip.Addr {
 	if a, ok := c.RemoteAddr().(*net.TCPAddr); ok {
@@ -118,6 +138,7 @@ type conn struct {
 	net.Conn
 	closed  atomic.Bool
 	release func()
+	crowded func() bool
 }
 
 // Close implements net.Conn.

@@ -3,6 +3,7 @@ package listener
 import (
 	"net/netip"
 	"sync"
+	"sync/atomic"
 )
 
 // Refusal is why somebody gets no share: a label of metrics, and what a log line says.
@@ -21,9 +22,12 @@ const (
 type Shares struct {
 	total, perSource int64
 
+	// sum and what each source holds are changed with mu, and read without it by those who
+	// hold something.
+	sum atomic.Int64
+
 	mu      sync.Mutex
-	held    map[netip.Addr]int64
-	sum     int64
+	held    map[netip.Addr]*atomic.Int64
 	refused map[Refusal]uint64
 }
 
@@ -31,7 +35,7 @@ type Shares struct {
 // what is left for all the others: N sources that take all they can get leave a part in
 // N+1 for the next.
 func NewShares(total, perSource int64) *Shares {
-	return &Shares{total: total, perSource: perSource, held: map[netip.Addr]int64{}, refused: map[Refusal]uint64{}}
+	return &Shares{total: total, perSource: perSource, held: map[netip.Addr]*atomic.Int64{}, refused: map[Refusal]uint64{}}
 }
 
 // Take gives n to a source, or says why not. Whoever has taken it gives it back.
@@ -39,17 +43,21 @@ func (s *Shares) Take(source netip.Addr, n int64) (Refusal, bool) {
 	source = source.Unmap()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	held := s.held[source] + n
-	switch {
-	case held > s.perSource:
+	held := s.held[source]
+	if held == nil {
+		held = &atomic.Int64{}
+	}
+	switch next := held.Load() + n; {
+	case next > s.perSource:
 		s.refused[TooManyOfSource]++
 		return TooManyOfSource, false
-	case held > s.total-s.sum:
+	case next > s.total-s.sum.Load():
 		s.refused[TooMany]++
 		return TooMany, false
 	}
 	s.held[source] = held
-	s.sum += n
+	held.Add(n)
+	s.sum.Add(n)
 	return "", true
 }
 
@@ -58,8 +66,8 @@ func (s *Shares) Give(source netip.Addr, n int64) {
 	source = source.Unmap()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.sum -= n
-	if s.held[source] -= n; s.held[source] <= 0 {
+	s.sum.Add(-n)
+	if held := s.held[source]; held.Add(-n) <= 0 {
 		delete(s.held, source)
 	}
 }
@@ -68,13 +76,14 @@ func (s *Shares) Give(source netip.Addr, n int64) {
 func (s *Shares) Count(reason Refusal) (held int64, refused uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.sum, s.refused[reason]
+	return s.sum.Load(), s.refused[reason]
 }
 
-// Crowded is that little is left, an eighth of all or half of what the source may have.
-func (s *Shares) Crowded(source netip.Addr) bool {
-	source = source.Unmap()
+// crowd tells without a lock whether little is left, an eighth of all or half of what the
+// source may have. The source has to hold something as long as it is asked.
+func (s *Shares) crowd(source netip.Addr) (crowded func() bool) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.sum > s.total-s.total/8 || s.held[source] > s.perSource/2
+	held := s.held[source.Unmap()]
+	s.mu.Unlock()
+	return func() bool { return s.sum.Load() > s.total-s.total/8 || held.Load() > s.perSource/2 }
 }

@@ -32,7 +32,7 @@ func TestSharesLeaveSomethingForTheNext(t *testing.T) {
 			break
 		}
 	}
-	if !s.Crowded(address(600)) {
+	if !s.crowd(address(1))() {
 		t.Error("nothing is left, and it is not crowded")
 	}
 	held, _ := s.Count(TooMany)
@@ -71,14 +71,20 @@ func TestSharesSayWhy(t *testing.T) {
 // A source is told before it has all that it may, and others are not.
 func TestCrowded(t *testing.T) {
 	s := NewShares(1000, 100)
+	s.Take(address(2), 1)
 	for range 50 {
 		s.Take(address(1), 1)
 	}
-	if s.Crowded(address(1)) {
+	one, other := s.crowd(address(1)), s.crowd(address(2))
+	if one() {
 		t.Error("half of it is left")
 	}
 	s.Take(address(1), 1)
-	if !s.Crowded(address(1)) || s.Crowded(address(2)) {
+	if !one() || other() {
 		t.Error("the source has more than half of what it may, and no other has")
+	}
+	s.Give(address(1), 1)
+	if one() {
+		t.Error("half of it is left again")
 	}
 }

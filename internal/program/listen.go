@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -80,6 +79,7 @@ func newServer(l *listener.Listener, e Endpoint, log *zap.Logger) *Server {
 	s := &Server{listener: l, flag: e.Flag, drain: e.Drain, grace: e.Grace}
 	s.http = http.Server{
 		Handler:           s.sparing(e.Handler),
+		ConnContext:       listener.ConnContext,
 		TLSConfig:         e.TLS,
 		Protocols:         &protocols,
 		ReadHeaderTimeout: listener.HeaderTimeout,
@@ -98,8 +98,7 @@ func newServer(l *listener.Listener, e Endpoint, log *zap.Logger) *Server {
 // client may have, and at the end.
 func (s *Server) sparing(handler http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		source, _ := netip.ParseAddrPort(r.RemoteAddr) // TCP's has one
-		if s.ending.Load() || s.listener.Crowded(source.Addr()) {
+		if s.ending.Load() || listener.Crowded(r.Context()) {
 			w.Header().Set("Connection", "close")
 		}
 		handler.ServeHTTP(w, r)

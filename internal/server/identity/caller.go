@@ -3,6 +3,7 @@ package identity
 import (
 	"cmp"
 	"net/netip"
+	"slices"
 
 	"k8s.io/apimachinery/pkg/types"
 
@@ -115,7 +116,7 @@ func (x *Index) Lookup(claim Claim) Caller {
 		caller.Refusal = diagnosis.NodeAddress
 		return caller
 	}
-	if _, ok := x.unsettled[claim.Address]; ok {
+	if x.isUnsettled(claim.Address) {
 		caller.Missing = diagnosis.Pod
 		return caller
 	}
@@ -181,6 +182,9 @@ func (x *Index) bearer(caller Caller) Caller {
 	case p.Ended, p.Static, p.ServiceAccount != t.ServiceAccount:
 		caller.Refusal = diagnosis.PodGone
 		return caller
+	case x.isUnsettled(caller.Claim.Address): // it may be another pod's in a moment
+		caller.Missing = diagnosis.Pod
+		return caller
 	case x.contradicts(caller.Claim.Address, p):
 		caller.Refusal = diagnosis.OtherPod
 		return caller
@@ -196,20 +200,23 @@ func (x *Index) bearer(caller Caller) Caller {
 	return withRole(caller)
 }
 
-// contradicts says that the address is other pods', none of which may hand in the tokens of
-// others: whoever has the token has stolen it. It needs mu.
+// contradicts says that the address is other pods', and not that of one which may hand in the
+// tokens of others: whoever has the token has stolen it. It needs mu.
 func (x *Index) contradicts(a netip.Addr, p *Pod) bool {
-	if x.isNodeAddress(a) {
-		return false
-	}
-	if _, ok := x.unsettled[a]; ok {
-		return false
-	}
 	pods := x.addresses[a]
-	for _, other := range pods {
-		if _, forwards := x.forwarders[other.accountKey()]; other == p || forwards {
-			return false
-		}
+	if len(pods) == 0 || x.isNodeAddress(a) || slices.Contains(pods, p) {
+		return false
 	}
-	return len(pods) > 0
+	owner, _ := x.owner(a, pods)
+	if owner == nil { // whose of them it is cannot be told
+		return true
+	}
+	_, forwards := x.forwarders[owner.accountKey()]
+	return !forwards
+}
+
+// isUnsettled says that a list is about to change whose address it is. It needs mu.
+func (x *Index) isUnsettled(a netip.Addr) bool {
+	_, ok := x.unsettled[a]
+	return ok
 }

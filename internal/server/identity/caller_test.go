@@ -76,6 +76,11 @@ func TestBearer(t *testing.T) {
 			w.setPod(with(pod("a", other, onHost(node)), age(50)))
 		}, good, other, "one"},
 		{"a forwarder's address", func(w *world) { w.forwarders[types.NamespacedName{Namespace: "ns", Name: "b"}] = struct{}{} }, good, other, "one"},
+		{"an address of a forwarder and another", func(w *world) {
+			w.forwarders[types.NamespacedName{Namespace: "ns", Name: "b"}] = struct{}{}
+			w.setPod(pod("c", other, onHost(node)))
+		}, good, other, "other-pod"},
+		{"an address that a list is about to change", func(w *world) { w.unsettled = map[netip.Addr]struct{}{netip.MustParseAddr(unknown): {}} }, good, unknown, "pod"},
 		{"a pod with hostNetwork", func(w *world) { w.setPod(with(pod("a", node, hostNetwork, onHost(node)), age(50))) }, good, node, "one"},
 		{"nothing known", func(w *world) { w.deletePod(pod("a", ip)) }, good, ip, "pod"},
 		{"another pod of the name, older than the token", nil, token(func(t *Token) { t.PodUID = "uid-new" }), ip, "pod"},

@@ -21,9 +21,6 @@ import (
 type Resource[O runtime.Object, T any] struct {
 	// Name is the resource's plural, as in URLs; it is a metric label.
 	Name string
-	// Optional says that the program does its work without it, so that Watches.Broken does
-	// not judge it.
-	Optional bool
 	// Selector limits what the API server sends.
 	Selector func(*metav1.ListOptions)
 	List     func(context.Context, metav1.ListOptions) (runtime.Object, error)
@@ -51,7 +48,7 @@ type Sink[T any] interface {
 // queue, index and whole objects: an event reaches the sink in one call, and what
 // Keep leaves out is garbage before the next event is decoded.
 func Follow[O runtime.Object, T any](w *Watches, r Resource[O, T]) func(context.Context) error {
-	s := &store[O, T]{resource: r, activity: w.add(r.Name, r.Optional)}
+	s := &store[O, T]{resource: r, activity: w.add(r.Name)}
 	pages := &pages{list: r.List}
 	lw := &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {

@@ -50,7 +50,6 @@ type Watches struct {
 // activity is when something was last heard on one watch.
 type activity struct {
 	resource string
-	optional bool
 	last     atomic.Pointer[time.Time] // nil before the first sync
 	// open says that the last attempt to watch succeeded.
 	open   atomic.Bool
@@ -79,8 +78,8 @@ func NewWatches(reach *Reach, client rest.Interface, registry prometheus.Registe
 	return w
 }
 
-func (w *Watches) add(resource string, optional bool) *activity {
-	a := &activity{resource: resource, optional: optional, synced: make(chan struct{})}
+func (w *Watches) add(resource string) *activity {
+	a := &activity{resource: resource, synced: make(chan struct{})}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.all = append(w.all, a)
@@ -136,7 +135,7 @@ func (w *Watches) silentLocked(now time.Time, long time.Duration) []string {
 		if a.open.Load() {
 			most += openExtra
 		}
-		if last := a.last.Load(); last != nil && now.Sub(*last) > most && !a.optional {
+		if last := a.last.Load(); last != nil && now.Sub(*last) > most {
 			silent = append(silent, a.resource)
 		}
 	}
@@ -173,7 +172,7 @@ func (w *Watches) Silence() time.Duration {
 	defer w.mu.Unlock()
 	longest := time.Duration(0)
 	for _, a := range w.all {
-		if last := a.last.Load(); last != nil && !a.optional {
+		if last := a.last.Load(); last != nil {
 			longest = max(longest, time.Since(*last))
 		}
 	}
@@ -187,7 +186,7 @@ func (w *Watches) Hearing() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, a := range w.all {
-		if a.last.Load() == nil && !a.optional {
+		if a.last.Load() == nil {
 			return fmt.Errorf("the first list of %s has not arrived", a.resource)
 		}
 	}

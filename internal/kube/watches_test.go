@@ -180,7 +180,7 @@ func TestHearing(t *testing.T) {
 	t.Run("before the first list", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			a, f := synced(t)
-			f.watches.add("others", false)
+			f.watches.add("others")
 			advance(time.Hour)
 			want(t, f, false)
 			if silence := f.watches.Silence(); silence > 2*time.Minute {
@@ -203,7 +203,7 @@ func TestHearing(t *testing.T) {
 func TestOneSilentWatchIsBroken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, f := synced(t)
-		other := f.watches.add("others", false)
+		other := f.watches.add("others")
 		other.heard(true)
 		for passed := time.Duration(0); passed <= silentAfter; passed += time.Second {
 			if err := f.watches.Broken(); err != nil {
@@ -224,25 +224,11 @@ func TestOneSilentWatchIsBroken(t *testing.T) {
 	})
 }
 
-// A watch that the program can do without takes no replica away.
-func TestOptionalWatchIsNotJudged(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		_, f := synced(t)
-		f.watches.add("others", true).heard(true)
-		for range 10 {
-			advance(time.Minute)
-			if err := f.watches.Broken(); err != nil {
-				t.Fatal(err)
-			}
-		}
-	})
-}
-
 // Sync returns when each resource has its first full state, or with its context.
 func TestSyncWaitsForEveryResource(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := NewWatches(&Reach{}, nil, prometheus.NewRegistry())
-		first, second := w.add("first", false), w.add("second", false)
+		first, second := w.add("first"), w.add("second")
 		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
 		defer cancel()
 		first.heard(true)

@@ -14,7 +14,7 @@ version=0.16.8+dfsg-1
 if [ "${1-}" != inside ]; then
 	dir=$(mktemp -d)
 	trap 'rm -rf "$dir"' EXIT
-	(cd "$dir" && apt-get download -qq "python3-awscrt=$version" && dpkg -x ./*.deb root)
+	(cd "$dir" && apt-get download -qq "python3-awscrt=$version" && dpkg -x ./*.deb unpacked)
 	unshare --user --map-root-user --net "$0" inside "$dir"
 	exit
 fi
@@ -66,4 +66,4 @@ sys.stdout.flush()
 import os
 os._exit(0 if ok else 1)
 END
-env -i PATH="$PATH" HOME="$PWD" PYTHONPATH="$PWD/root/usr/lib/python3/dist-packages" /usr/bin/python3 main.py
+env -i PATH="$PATH" HOME="$PWD" PYTHONPATH="$PWD/unpacked/usr/lib/python3/dist-packages" /usr/bin/python3 main.py

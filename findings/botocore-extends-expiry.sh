@@ -16,7 +16,7 @@ dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 cd "$dir"
 apt-get download -qq "python3-botocore=$version" python3-dateutil python3-jmespath python3-urllib3 python3-six
-for package in *.deb; do dpkg -x "$package" root; done
+for package in *.deb; do dpkg -x "$package" unpacked; done
 echo "python3-botocore $version"
 cat > main.py <<'END'
 import datetime
@@ -73,4 +73,4 @@ ok = 11.5 < min(minutes) and max(minutes) < 20.5
 print("as described" if ok else "that has changed")
 sys.exit(not ok)
 END
-PYTHONPATH="$PWD/root/usr/lib/python3/dist-packages" /usr/bin/python3 main.py
+PYTHONPATH="$PWD/unpacked/usr/lib/python3/dist-packages" /usr/bin/python3 main.py

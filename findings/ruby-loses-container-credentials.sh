@@ -15,7 +15,7 @@ dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 cd "$dir"
 apt-get download -qq "ruby-aws-sdk-core=$version" ruby-aws-eventstream ruby-aws-partitions ruby-aws-sigv4 ruby-jmespath
-for package in *.deb; do dpkg -x "$package" root; done
+for package in *.deb; do dpkg -x "$package" unpacked; done
 echo "ruby-aws-sdk-core $version"
 cat > main.rb <<'END'
 require 'json'
@@ -52,4 +52,4 @@ ok = first == 'ASIAEXAMPLE' && second.nil? && raised.nil? && answers > 1
 puts ok ? 'as described' : 'that has changed'
 exit ok
 END
-env -u AWS_CONTAINER_CREDENTIALS_RELATIVE_URI RUBYLIB="$PWD/root/usr/lib/ruby/vendor_ruby:$(echo root/usr/share/rubygems-integration/all/gems/*/lib | tr ' ' :)" ruby main.rb
+env -u AWS_CONTAINER_CREDENTIALS_RELATIVE_URI RUBYLIB="$PWD/unpacked/usr/lib/ruby/vendor_ruby:$(echo unpacked/usr/share/rubygems-integration/all/gems/*/lib | tr ' ' :)" ruby main.rb

@@ -61,6 +61,46 @@ func TestHalfOpenConnectionLeavesADeadEndpoint(t *testing.T) {
 	}
 }
 
+// The connection to an endpoint that went is reset, and its port is free again: a new connection
+// from it goes to an endpoint that is there, and not after the old one.
+func TestPortOfAResetConnectionIsUsedAgain(t *testing.T) {
+	noTables(t)
+	pod := addPlace(t, "pod", "10.244.0.2", "fd00:10:244::2")
+	staying := addPlace(t, "staying", "10.244.1.2", "fd00:10:244:1::2")
+	going := addPlace(t, "going", "10.244.1.3", "fd00:10:244:1::3")
+	for _, p := range []*place{staying, going} {
+		p.serve(t, []uint16{8080}, p.addresses[routes.IPv4], p.addresses[routes.IPv6])
+	}
+	for _, family := range routes.Families {
+		t.Run(string(family), func(t *testing.T) {
+			to := netip.AddrPortFrom(metadata[family], 80)
+			stays, goes := netip.AddrPortFrom(staying.addresses[family], 8080), netip.AddrPortFrom(going.addresses[family], 8080)
+			want := routes.Routes{Hooks: routes.Node, Intercept: []netip.AddrPort{to}, New: []netip.AddrPort{goes}, Live: []netip.AddrPort{goes}}
+			if _, err := kernel.Sync(want); err != nil {
+				t.Fatal(err)
+			}
+			old, end := pod.connect(to)
+			if end != "to "+goes.String() {
+				t.Fatalf("the connection went %q, want it to go to %s", end, goes)
+			}
+			want.New, want.Live = []netip.AddrPort{stays}, []netip.AddrPort{stays}
+			if _, err := kernel.Sync(want); err != nil {
+				t.Fatal(err)
+			}
+			if end := old.ask(); end != "reset" {
+				t.Fatalf("the old connection: %q, want it reset", end)
+			}
+			local := old.LocalAddr()
+			_ = old.Close()
+			again, end := pod.connectFrom(local, to)
+			if end != "to "+stays.String() {
+				t.Fatalf("a new connection from %s: %q, want it to go to %s", local, end, stays)
+			}
+			again.hangUp()
+		})
+	}
+}
+
 // Kernels without the object get all the other rules.
 func TestRulesWithoutHalfOpen(t *testing.T) {
 	noTables(t)

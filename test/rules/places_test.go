@@ -117,9 +117,14 @@ type connection struct {
 
 // connect opens a connection and asks for the first time.
 func (p *place) connect(to netip.AddrPort) (c *connection, end string) {
+	return p.connectFrom(nil, to)
+}
+
+// connectFrom is connect with a local address and port.
+func (p *place) connectFrom(local net.Addr, to netip.AddrPort) (c *connection, end string) {
 	var conn net.Conn
 	err := p.do(func() (err error) {
-		conn, err = (&net.Dialer{KeepAlive: -1, Timeout: patience}).Dial("tcp", to.String())
+		conn, err = (&net.Dialer{LocalAddr: local, KeepAlive: -1, Timeout: patience}).Dial("tcp", to.String())
 		return err
 	})
 	if err != nil {

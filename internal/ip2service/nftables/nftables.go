@@ -220,6 +220,7 @@ func addHalfOpen(conn *nft.Conn, table *nft.Table) {
 		L3Proto: uint16(table.Family), L4Proto: unix.IPPROTO_TCP,
 		Policy: expr.CtStatePolicyTimeout{
 			expr.CtStateTCPSYNSENT: ruleset.HalfOpenSeconds,
+			expr.CtStateTCPCLOSE:   0,
 			// As the kernel has it; the library has a tenth of that.
 			expr.CtStateTCPESTABLISHED: 5 * 24 * 3600,
 		},

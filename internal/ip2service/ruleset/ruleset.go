@@ -172,7 +172,7 @@ func (t Table) String() string {
 		fmt.Fprintf(&b, "\tcounter %s {\n\t\tpackets 0 bytes 0\n\t}\n\n", c)
 	}
 	if t.HalfOpen {
-		fmt.Fprintf(&b, "\tct timeout %s {\n\t\tprotocol tcp\n\t\tl3proto %s\n\t\tpolicy = { syn_sent : %d }\n\t}\n\n", HalfOpen, t.Family, HalfOpenSeconds)
+		fmt.Fprintf(&b, "\tct timeout %s {\n\t\tprotocol tcp\n\t\tl3proto %s\n\t\tpolicy = { syn_sent : %d, close : 0 }\n\t}\n\n", HalfOpen, t.Family, HalfOpenSeconds)
 	}
 	for i, c := range t.Chains {
 		if i > 0 {

@@ -20,7 +20,8 @@ const socketFile = "control"
 
 // Status is what the supervisor says of the cluster.
 type Status struct {
-	// Leaks is how many packets have arrived at the metadata service beyond the nodes.
+	// Leaks is how many packets have arrived beyond the nodes at the metadata service or at the
+	// addresses of container credentials.
 	Leaks int
 	// Nodes are those that run: name and PID in the supervisor's PID namespace.
 	Nodes map[string]int

@@ -126,9 +126,10 @@ func (s *supervisor) makeNetwork() error {
 	return s.answerMetadata()
 }
 
-// answerMetadata stands for the cloud's metadata service.
+// answerMetadata stands for the cloud's metadata service, and for whoever has the addresses of
+// container credentials.
 func (s *supervisor) answerMetadata() error {
-	for _, address := range netns.MetadataAddresses {
+	for _, address := range slices.Concat(netns.MetadataAddresses, netns.ContainerAddresses) {
 		ip, bits := net.ParseIP(address), "/128"
 		if ip.To4() != nil {
 			bits = "/32"

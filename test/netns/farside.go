@@ -14,6 +14,10 @@ import (
 // MetadataAddresses are those of EC2's instance metadata service.
 var MetadataAddresses = []string{"169.254.169.254", "fd00:ec2::254"}
 
+// ContainerAddresses are those of container credentials, where an agent of AWS's would answer.
+// A FarSide does not have them, but counts what is sent there if it is given them.
+var ContainerAddresses = []string{"169.254.170.2", "169.254.170.23", "fd00:ec2::23"}
+
 // NodeRole is what a FarSide answers to every HTTP request.
 const NodeRole = "role-of-the-machine"
 
@@ -29,8 +33,8 @@ const farRules = `table inet far {
 	counter leaks { }
 	chain input {
 		type filter hook input priority -300
-		ip daddr 169.254.169.254 counter name leaks
-		ip6 daddr fd00:ec2::254 counter name leaks
+		ip daddr { 169.254.169.254, 169.254.170.2, 169.254.170.23 } counter name leaks
+		ip6 daddr { fd00:ec2::254, fd00:ec2::23 } counter name leaks
 	}
 }`
 

@@ -22,7 +22,7 @@ const (
 	patience = time.Second
 )
 
-// Knocks are a second's attempts to reach the metadata address: how many of each outcome.
+// Knocks are a second's attempts to reach an address: how many of each outcome.
 type Knocks struct {
 	// Unix time.
 	Second int64
@@ -37,19 +37,19 @@ type Knocks struct {
 
 // others are the ways that lead nowhere on a node with iam4kube, and to the metadata service
 // of the machine on one without.
-var others = []struct{ network, address string }{
-	{"tcp", "169.254.169.254:22"},
-	{"tcp", "169.254.169.254:443"},
-	{"tcp", "169.254.169.254:8080"},
-	{"udp", "169.254.169.254:53"},
-	{"udp", "169.254.169.254:80"},
-	{"udp", "169.254.169.254:123"},
-	{"ip4:icmp", "169.254.169.254"},
-	{"ip4:132", "169.254.169.254"},
+var others = []struct{ network, port string }{
+	{"tcp", ":22"},
+	{"tcp", ":443"},
+	{"tcp", ":8080"},
+	{"udp", ":53"},
+	{"udp", ":80"},
+	{"udp", ":123"},
+	{"ip4:icmp", ""},
+	{"ip4:132", ""},
 }
 
-// knock tries every way to the metadata address until ctx ends.
-func knock(ctx context.Context) {
+// knock tries every way to the address until ctx ends.
+func knock(ctx context.Context, address string) {
 	var running sync.WaitGroup
 	defer running.Wait()
 	ticker := time.NewTicker(knockEvery)
@@ -58,10 +58,10 @@ func knock(ctx context.Context) {
 		now := &knocks{report: Knocks{Second: time.Now().Unix(), HTTP: map[string]int{}, Others: map[string]int{}}}
 		for i := range int(time.Second / knockEvery) {
 			<-ticker.C
-			now.Go(now.http)
+			now.Go(func() { now.http(address) })
 			if i%int(othersEvery/knockEvery) == 0 {
 				for _, way := range others {
-					now.Go(func() { now.other(way.network, way.address) })
+					now.Go(func() { now.other(way.network, address+way.port) })
 				}
 			}
 		}
@@ -79,20 +79,22 @@ type knocks struct {
 	report Knocks
 }
 
-func (k *knocks) http() {
+func (k *knocks) http(address string) {
 	start := time.Now()
-	client := &http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true}}
 	outcome := func() string {
-		response, err := client.Get(roles)
+		response, err := knockOnce(address)
 		if err != nil {
 			return failure(err)
 		}
 		defer response.Body.Close()
-		if response.Header.Get("Server") == "iam4kube" {
-			return "iam4kube"
+		switch {
+		case response.Header.Get("Server") != "iam4kube":
+			body, _ := io.ReadAll(response.Body)
+			return fmt.Sprintf("answered by another: %s", body)
+		case address != metadata && response.StatusCode != http.StatusOK:
+			return "iam4kube: " + response.Status
 		}
-		body, _ := io.ReadAll(response.Body)
-		return fmt.Sprintf("answered by another: %s", body)
+		return "iam4kube"
 	}()
 	k.mutex.Lock()
 	defer k.mutex.Unlock()
@@ -100,6 +102,19 @@ func (k *knocks) http() {
 	if outcome == "refused" {
 		k.report.Slowest = max(k.report.Slowest, time.Since(start).Milliseconds())
 	}
+}
+
+// knockOnce asks for the role, or with the token where container credentials are.
+func knockOnce(address string) (*http.Response, error) {
+	client := &http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true}}
+	if address == metadata {
+		return client.Get(roles)
+	}
+	request, err := containerRequest(context.Background(), "http://"+address+"/v1/credentials")
+	if err != nil {
+		return nil, err
+	}
+	return client.Do(request)
 }
 
 func failure(err error) string {

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/config"
 )
 
@@ -101,7 +102,7 @@ func load(ctx context.Context) {
 			// All that an SDK asks for, in turn.
 			now.run(kind, func() error { return part(begun, client, i/2%3) })
 			if i%(requestsPerSecond/sdksPerSecond) == 0 {
-				now.run(goSDK, func() error { return sdk(begun) })
+				now.run(goSDK, func() error { _, err := sdk(begun); return err })
 			}
 		}
 		told.Go(func() {
@@ -127,8 +128,12 @@ func until(ctx context.Context, moment time.Time) bool {
 	}
 }
 
-// part asks for a token, the role, or credentials without a token, as one client would.
+// part asks for a token, the role, or credentials without a token, as one client would, or for
+// container credentials.
 func part(ctx context.Context, client *http.Client, which int) error {
+	if url := containerURL(); url != "" {
+		return container(ctx, client, url)
+	}
 	switch which {
 	case 0:
 		_, err := ask(ctx, client, http.MethodPut, base+"/latest/api/token", "")
@@ -146,16 +151,16 @@ func part(ctx context.Context, client *http.Client, which int) error {
 }
 
 // sdk is an unmodified AWS SDK, from its first request to the credentials.
-func sdk(ctx context.Context) error {
+func sdk(ctx context.Context) (credentials aws.Credentials, err error) {
 	ctx, stop := context.WithTimeout(ctx, within)
 	defer stop()
 	configuration, err := config.LoadDefaultConfig(ctx)
 	if err != nil {
-		return err
+		return credentials, err
 	}
-	credentials, err := configuration.Credentials.Retrieve(ctx)
+	credentials, err = configuration.Credentials.Retrieve(ctx)
 	if err == nil && credentials.AccessKeyID == "" {
 		err = errors.New("the SDK got empty credentials")
 	}
-	return err
+	return credentials, err
 }

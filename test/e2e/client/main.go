@@ -2,10 +2,14 @@
 //
 //	client wait          until SIGTERM: for pods that other programs are run in
 //	client once          one line of JSON: Answer
+//	client sdk           the same, of what an AWS SDK finds
 //	client get URL       the answer's status and body
 //	client load          one line of JSON a second: Second
-//	client knock         the same: Knocks
+//	client knock [IP]    the same: Knocks
 //	client identity      who AWS says that it is, once a second, through AWS_ENDPOINT_URL_STS
+//
+// Where AWS's variables for container credentials are set, load, sdk and identity use these; once
+// does not.
 //
 // It can only be used in the cluster of package cluster: it takes the metadata address as what
 // the pod's node makes of it.
@@ -25,8 +29,9 @@ import (
 )
 
 const (
-	base  = "http://169.254.169.254"
-	roles = base + "/latest/meta-data/iam/security-credentials/"
+	metadata = "169.254.169.254"
+	base     = "http://" + metadata
+	roles    = base + "/latest/meta-data/iam/security-credentials/"
 )
 
 // Answer is what a pod gets.
@@ -37,26 +42,26 @@ type Answer struct {
 	// SourceIP is the address that the server saw, Addresses are the pod's.
 	SourceIP  string
 	Addresses []string
-	Seconds   float64
-	Error     string
+	// Provider is what the SDK calls the way by which it found them.
+	Provider string
+	Seconds  float64
+	Error    string
 }
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if len(os.Args) != 2 && (len(os.Args) != 3 || os.Args[1] != "get") {
-		fmt.Fprintln(os.Stderr, "client: wait, once, get URL, load, knock or identity?")
+	if len(os.Args) != 2 && (len(os.Args) != 3 || os.Args[1] != "get" && os.Args[1] != "knock") {
+		fmt.Fprintln(os.Stderr, "client: wait, once, sdk, get URL, load, knock [IP] or identity?")
 		os.Exit(2)
 	}
 	switch os.Args[1] {
 	case "wait":
 		<-ctx.Done()
 	case "once":
-		answer := once(ctx)
-		_ = json.NewEncoder(os.Stdout).Encode(answer)
-		if answer.Error != "" {
-			os.Exit(1)
-		}
+		tell(once(ctx))
+	case "sdk":
+		tell(found(ctx))
 	case "get":
 		if _, err := ask(ctx, http.DefaultClient, http.MethodGet, os.Args[2], ""); err != nil {
 			fmt.Println(err)
@@ -66,8 +71,26 @@ func main() {
 	case "identity":
 		identity(ctx)
 	case "knock":
-		knock(ctx)
+		knock(ctx, append(os.Args, metadata)[2])
 	}
+}
+
+func tell(answer Answer) {
+	_ = json.NewEncoder(os.Stdout).Encode(answer)
+	if answer.Error != "" {
+		os.Exit(1)
+	}
+}
+
+// found is what the default chain of an unmodified AWS SDK finds.
+func found(ctx context.Context) (answer Answer) {
+	start := time.Now()
+	credentials, err := sdk(ctx)
+	if err != nil {
+		answer.Error = err.Error()
+	}
+	answer.AccessKeyID, answer.Provider, answer.Seconds = credentials.AccessKeyID, credentials.Source, time.Since(start).Seconds()
+	return answer
 }
 
 // once asks as an SDK does that has just started, and what the server saw of it.
@@ -129,6 +152,11 @@ func ask(ctx context.Context, client *http.Client, method, url, token string) (b
 	} else if token != "" {
 		request.Header.Set("X-Aws-Ec2-Metadata-Token", token)
 	}
+	return send(client, request)
+}
+
+// send takes nobody's answer but iam4kube's, and only 200.
+func send(client *http.Client, request *http.Request) (body string, err error) {
 	response, err := client.Do(request)
 	if err != nil {
 		return "", err
@@ -136,10 +164,10 @@ func ask(ctx context.Context, client *http.Client, method, url, token string) (b
 	defer response.Body.Close()
 	content, err := io.ReadAll(response.Body)
 	if err == nil && response.StatusCode != http.StatusOK {
-		err = fmt.Errorf("%s %s: %s: %s", method, url, response.Status, content)
+		err = fmt.Errorf("%s %s: %s: %s", request.Method, request.URL, response.Status, content)
 	}
 	if err == nil && response.Header.Get("Server") != "iam4kube" {
-		err = fmt.Errorf("%s %s: answered by %q, not by iam4kube: %s", method, url, response.Header.Get("Server"), content)
+		err = fmt.Errorf("%s %s: answered by %q, not by iam4kube: %s", request.Method, request.URL, response.Header.Get("Server"), content)
 	}
 	return string(content), err
 }

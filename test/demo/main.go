@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -205,6 +206,8 @@ spec:
 // These start anew or nearly so each time, which keeps processors busy, and stay with the cluster.
 const (
 	awsCLI = `while :; do aws sts get-caller-identity --endpoint-url $AWS_ENDPOINT_URL_STS --query Arn --output text; sleep 10; done`
+	// For a region, a pod on the host's network would ask the node's metadata service.
+	onHost = `AWS_REGION=eu-west-1 exec /client identity`
 	boto3  = `
 import boto3, os, time
 while True:
@@ -213,25 +216,48 @@ while True:
     time.sleep(10)`
 )
 
-// programs are the pods of each namespace: name and command. The last asks 100 times a second.
-var programs = [][]string{
-	{"aws-cli", "sh", "-c", awsCLI},
-	{"boto3", "python3", "-c", boto3},
-	{"go", "/client", "identity"},
-	{"load", "/client", "load"},
+// program is one pod of a namespace.
+type program struct {
+	pod     string
+	command []string
+	// account, if it is not the namespace's.
+	account string
+	// spec is what else is in the pod's.
+	spec string
 }
 
-// loadDeadline ends what asks all the time, also when nobody is left to do so.
-const loadDeadline = "activeDeadlineSeconds: 3600"
-
-// places are the namespaces, each with its ServiceAccount and the way that its requests go.
-var places = []struct{ namespace, account, way string }{
-	{"shop", "orders", "rules in the pod, set by the init container that the webhook injects"},
-	{"office", "reports", "rules on the node, set by the DaemonSet"},
+// programs are the pods of each namespace. Load asks 100 times a second; its deadline ends that
+// also when nobody is left to do so.
+var programs = []program{
+	{pod: "aws-cli", command: []string{"sh", "-c", awsCLI}},
+	{pod: "boto3", command: []string{"python3", "-c", boto3}},
+	{pod: "go", command: []string{"/client", "identity"}},
+	{pod: "load", command: []string{"/client", "load"}, spec: "activeDeadlineSeconds: 3600"},
 }
+
+// place is a namespace with its ServiceAccount and the way that its requests go.
+type place struct {
+	namespace, account, way string
+	// more are pods that the others do not have.
+	more []program
+}
+
+var places = []place{
+	{"shop", "orders", "rules in the pod, set by the init container that the webhook injects", nil},
+	{"office", "reports", "rules on the node, set by the DaemonSet", nil},
+	{
+		"backup", "archive", "a token in the pod, which proves who it is, also on the host's network",
+		[]program{{pod: "on-host", command: []string{"sh", "-c", onHost}, account: "disks", spec: "hostNetwork: true"}},
+	},
+}
+
+func (p place) programs() []program { return slices.Concat(programs, p.more) }
+
+// accountOf is whose role a pod has.
+func (p place) accountOf(of program) string { return cmp.Or(of.account, p.account) }
 
 func (d *demo) runPods() error {
-	title("Two namespaces, two roles, the same ordinary programs")
+	title("Three namespaces, four roles, the same ordinary programs")
 	address, err := d.kubectl("", false, "-n", "iam4kube", "get", "service", "iam4kube-demo-sts", "-o", "jsonpath={.spec.clusterIP}")
 	if err != nil {
 		return err
@@ -240,25 +266,22 @@ func (d *demo) runPods() error {
 	manifests.WriteString(namespaces)
 	d.loaded = true
 	for _, place := range places {
-		for _, program := range programs {
-			command, err := json.Marshal(program[1:])
+		for _, program := range place.programs() {
+			command, err := json.Marshal(program.command)
 			if err != nil {
 				return err
 			}
-			deadline := ""
-			if program[0] == "load" {
-				deadline = loadDeadline
-			}
-			fmt.Fprintf(&manifests, pod, place.namespace, place.account, program[0], command, "http://"+address, deadline)
+			fmt.Fprintf(&manifests, pod, place.namespace, place.accountOf(program), program.pod, command, "http://"+address, program.spec)
 		}
 	}
 	if _, err := d.kubectl(manifests.String(), false, "apply", "-f", "-"); err != nil {
 		return err
 	}
-	return d.each(
-		"-n shop wait --for=condition=Ready pods --all --timeout=2m",
-		"-n office wait --for=condition=Ready pods --all --timeout=2m",
-	)
+	var waits []string
+	for _, place := range places {
+		waits = append(waits, "-n "+place.namespace+" wait --for=condition=Ready pods --all --timeout=2m")
+	}
+	return d.each(waits...)
 }
 
 // showRoles waits for the first answers of AWS and shows who it says that each pod is.
@@ -266,14 +289,18 @@ func (d *demo) showRoles() error {
 	var failures []failure
 	for _, place := range places {
 		title(fmt.Sprintf("Namespace %s: %s", place.namespace, place.way))
-		for _, program := range programs[:3] {
-			arn, failed, err := d.identity(place.namespace, program[0])
+		for _, program := range place.programs() {
+			if program.pod == "load" {
+				continue // it says how often, not who
+			}
+			arn, failed, err := d.identity(place.namespace, program.pod)
 			if err != nil {
 				return err
 			}
 			failures = append(failures, failed...)
-			say("%-8s is %s", program[0], arn)
-			if want := ":assumed-role/" + place.account + "/" + place.namespace + "@" + place.account; !strings.HasSuffix(arn, want) {
+			say("%-8s is %s", program.pod, arn)
+			account := place.accountOf(program)
+			if want := ":assumed-role/" + account + "/" + place.namespace + "@" + account; !strings.HasSuffix(arn, want) {
 				return fmt.Errorf("%w: want …%s", errOurs, want)
 			}
 		}
@@ -344,14 +371,14 @@ func (d *demo) count(from, to time.Time) error {
 		}
 		var here tally
 		here.count(place.namespace, all, from, to)
-		say("%s: %d requests for metadata and %d starts of an AWS SDK meanwhile, %d failed; this machine was up to %d ms late",
+		say("%s: %d requests for credentials and the like, and %d starts of an AWS SDK meanwhile, %d failed; this machine was up to %d ms late",
 			place.namespace, here.requests, here.sdks, len(here.failures), here.worst.Milliseconds())
 		if here.requests == 0 || here.sdks == 0 {
 			return fmt.Errorf("the load of %s asked for nothing", place.namespace)
 		}
 		sum.add(here)
 	}
-	// Both places are on one machine.
+	// All places are on one machine.
 	_, delays := d.watch.seen()
 	return verdict(sum.failures, fmt.Sprintf("%d requests", sum.requests+sum.sdks), append(delays, sum.delays...))
 }

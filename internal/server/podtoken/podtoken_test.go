@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -22,6 +23,7 @@ import (
 	"github.com/go-jose/go-jose/v4/jwt"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
@@ -287,6 +289,46 @@ func TestRemembered(t *testing.T) {
 	}
 	if _, ok := r.get(r.hash(fmt.Sprint(mostRemembered+9)), now); !ok {
 		t.Error("the newest is forgotten")
+	}
+}
+
+// 50,000 tokens of pods with names as a Deployment makes them fit into the memory that is
+// promised. What has longer names than there are is not remembered.
+func TestMemoryOfRemembered(t *testing.T) {
+	const count, most = 50_000, 16 << 20
+	r, now := newRemembered(), time.Now()
+	heap := func() uint64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	nth := func(i int) (string, identity.Token) {
+		return fmt.Sprint("token ", i), identity.Token{
+			Namespace: "team-42", Pod: fmt.Sprintf("application-1234-5d4f7c9b8d-%05d", i), PodUID: types.UID(fmt.Sprintf("%08d-89ab-4cde-8f01-23456789abcd", i)),
+			ServiceAccount: "application-1234", ServiceAccountUID: "01234567-89ab-4cde-8f01-23456789abcd", Issued: int64(i),
+		}
+	}
+	before := heap()
+	for i := range count {
+		token, proven := nth(i)
+		r.put(r.hash(token), proven, now.Add(time.Hour), now)
+	}
+	if grown := heap() - before; grown > most {
+		t.Errorf("%d tokens take %d bytes, %d each", count, grown, grown/count)
+	} else {
+		t.Logf("%d tokens take %.1f MiB", count, float64(grown)/(1<<20))
+	}
+	for i := range count {
+		token, proven := nth(i)
+		if got, ok := r.get(r.hash(token), now); !ok || got != proven {
+			t.Fatalf("%+v, %t, want %+v", got, ok, proven)
+		}
+	}
+	long := identity.Token{Namespace: "a", Pod: strings.Repeat("b", 1<<16), PodUID: "c", ServiceAccount: "d", ServiceAccountUID: "e"}
+	r.put(r.hash("long"), long, now.Add(time.Hour), now)
+	if got, ok := r.get(r.hash("long"), now); ok {
+		t.Errorf("remembered as %d bytes", len(got.Pod))
 	}
 }
 

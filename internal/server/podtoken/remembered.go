@@ -3,15 +3,18 @@ package podtoken
 import (
 	"crypto/rand"
 	"crypto/sha256"
+	"math"
 	"strings"
 	"sync"
 	"time"
+
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/iam4kube/iam4kube/internal/server/identity"
 )
 
 // mostRemembered is for the pods of a large cluster, each with its present token and the one
-// before; 280 bytes for each.
+// before; 230 bytes for each.
 const mostRemembered = 1 << 17
 
 // remembered are tokens that were verified, by a keyed hash of the whole of them: a token is
@@ -20,41 +23,52 @@ type remembered struct {
 	key [sha256.Size]byte
 
 	mu     sync.RWMutex
-	tokens map[[sha256.Size]byte]entry
+	tokens map[digest]entry
 }
 
+// digest is as much of a hash as 2^17 tokens need to be told apart from every other one.
+type digest [16]byte
+
+// entry is an identity.Token in little memory: its strings are parts of one, and none of the
+// token's own text.
 type entry struct {
-	token   identity.Token
-	expires int64
+	strings string
+	// ends are where in strings namespace, pod, its UID and ServiceAccount end.
+	ends            [4]uint16
+	issued, expires int64
 }
 
 func newRemembered() *remembered {
-	r := &remembered{tokens: map[[sha256.Size]byte]entry{}}
+	r := &remembered{tokens: map[digest]entry{}}
 	_, _ = rand.Read(r.key[:]) // never fails
 	return r
 }
 
-// hash is of key and token. The key comes first and the token's length is not hidden: what
-// follows from that, a hash of a longer text, is of no use without the sum.
-func (r *remembered) hash(token string) [sha256.Size]byte {
+// hash is of key and token. That the key comes first would let somebody who knows a hash go on
+// with a longer text, but nobody does, and half of it is cut off.
+func (r *remembered) hash(token string) digest {
 	var buffer [sha256.Size + 4<<10]byte
-	return sha256.Sum256(append(append(buffer[:0], r.key[:]...), token...))
+	sum := sha256.Sum256(append(append(buffer[:0], r.key[:]...), token...))
+	return digest(sum[:])
 }
 
-func (r *remembered) get(hash [sha256.Size]byte, now time.Time) (identity.Token, bool) {
+func (r *remembered) get(hash digest, now time.Time) (identity.Token, bool) {
 	r.mu.RLock()
-	defer r.mu.RUnlock()
 	e, ok := r.tokens[hash]
-	return e.token, ok && now.Unix() < e.expires
+	r.mu.RUnlock()
+	if !ok || now.Unix() >= e.expires {
+		return identity.Token{}, false
+	}
+	return e.token(), true
 }
 
 // put remembers a token until it expires, in the place of others if there are too many:
 // those have to be verified again.
-func (r *remembered) put(hash [sha256.Size]byte, token identity.Token, expires, now time.Time) {
-	if !expires.After(now) {
+func (r *remembered) put(hash digest, token identity.Token, expires, now time.Time) {
+	e, ok := newEntry(token, expires)
+	if !ok || !expires.After(now) {
 		return
 	}
-	token = compact(token)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if len(r.tokens) >= mostRemembered {
@@ -65,7 +79,7 @@ func (r *remembered) put(hash [sha256.Size]byte, token identity.Token, expires, 
 			}
 		}
 	}
-	r.tokens[hash] = entry{token, expires.Unix()}
+	r.tokens[hash] = e
 }
 
 // expire forgets what has expired.
@@ -85,17 +99,23 @@ func (r *remembered) len() int {
 	return len(r.tokens)
 }
 
-// compact lets the strings of a token be parts of one, which is a fifth of the memory's
-// allocations, and none of the token's own text.
-func compact(t identity.Token) identity.Token {
-	parts := []*string{&t.Namespace, &t.Pod, (*string)(&t.PodUID), &t.ServiceAccount, (*string)(&t.ServiceAccountUID)}
+// newEntry reports false for a token with longer names than there are.
+func newEntry(t identity.Token, expires time.Time) (entry, bool) {
+	e := entry{issued: t.Issued, expires: expires.Unix()}
 	var all strings.Builder
-	for _, p := range parts {
-		all.WriteString(*p)
+	all.Grow(len(t.Namespace) + len(t.Pod) + len(t.PodUID) + len(t.ServiceAccount) + len(t.ServiceAccountUID))
+	for i, part := range [...]string{t.Namespace, t.Pod, string(t.PodUID), t.ServiceAccount} {
+		all.WriteString(part)
+		e.ends[i] = uint16(min(all.Len(), math.MaxUint16))
 	}
-	rest := strings.Clone(all.String())
-	for _, p := range parts {
-		*p, rest = rest[:len(*p)], rest[len(*p):]
+	all.WriteString(string(t.ServiceAccountUID))
+	e.strings = all.String()
+	return e, len(e.strings) <= math.MaxUint16
+}
+
+func (e entry) token() identity.Token {
+	return identity.Token{
+		Namespace: e.strings[:e.ends[0]], Pod: e.strings[e.ends[0]:e.ends[1]], PodUID: types.UID(e.strings[e.ends[1]:e.ends[2]]),
+		ServiceAccount: e.strings[e.ends[2]:e.ends[3]], ServiceAccountUID: types.UID(e.strings[e.ends[3]:]), Issued: e.issued,
 	}
-	return t
 }

@@ -186,6 +186,10 @@ func (x *Index) bearer(caller Caller) Caller {
 		caller.Missing = diagnosis.Pod
 		return caller
 	case x.contradicts(caller.Claim.Address, p):
+		if len(p.Addresses) == 0 { // none is told yet: it may be the one, and its last owner gone
+			caller.Missing = diagnosis.Pod
+			return caller
+		}
 		caller.Refusal = diagnosis.OtherPod
 		return caller
 	}

@@ -80,6 +80,8 @@ func TestBearer(t *testing.T) {
 			w.forwarders[types.NamespacedName{Namespace: "ns", Name: "b"}] = struct{}{}
 			w.setPod(pod("c", other, onHost(node)))
 		}, good, other, "other-pod"},
+		{"another pod's address, and its own is not known yet", func(w *world) { w.setPod(with(pod("a", ""), age(50))) }, good, other, "pod"},
+		{"a node's address, and its own is not known yet", func(w *world) { w.setPod(with(pod("a", ""), age(50))) }, good, node, "one"},
 		{"an address that a list is about to change", func(w *world) { w.unsettled = map[netip.Addr]struct{}{netip.MustParseAddr(unknown): {}} }, good, unknown, "pod"},
 		{"a pod with hostNetwork", func(w *world) { w.setPod(with(pod("a", node, hostNetwork, onHost(node)), age(50))) }, good, node, "one"},
 		{"nothing known", func(w *world) { w.deletePod(pod("a", ip)) }, good, ip, "pod"},

@@ -53,21 +53,26 @@ type Verifier struct {
 	keys       atomic.Pointer[keys]
 	wanted     chan struct{}
 	remembered *remembered
-	outcomes   *prometheus.CounterVec
+	outcomes   outcomes
+}
+
+// outcomes count requests with a token, by what it turned out to be.
+type outcomes struct{ remembered, verified, refused prometheus.Counter }
+
+func newOutcomes(registry prometheus.Registerer) outcomes {
+	all := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "iam4kube_pod_tokens_total", Help: "Requests with a token of a ServiceAccount, by what it turned out to be.",
+	}, []string{"outcome"})
+	registry.MustRegister(all)
+	return outcomes{all.WithLabelValues("remembered"), all.WithLabelValues("verified"), all.WithLabelValues("refused")}
 }
 
 // New returns a Verifier that knows no keys yet.
 func New(api rest.Interface, hub *waiting.Hub, registry prometheus.Registerer, log *zap.Logger) *Verifier {
 	v := &Verifier{
-		api: api, hub: hub, log: log, wanted: make(chan struct{}, 1), remembered: newRemembered(),
-		outcomes: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "iam4kube_pod_tokens_total", Help: "Requests with a token of a ServiceAccount, by what it turned out to be.",
-		}, []string{"outcome"}),
+		api: api, hub: hub, log: log, wanted: make(chan struct{}, 1), remembered: newRemembered(), outcomes: newOutcomes(registry),
 	}
-	for _, outcome := range []string{"remembered", "verified", "refused"} {
-		v.outcomes.WithLabelValues(outcome)
-	}
-	registry.MustRegister(v.outcomes, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+	registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "iam4kube_pod_tokens_remembered", Help: "Verified tokens in memory, which need no signature to be verified.",
 	}, func() float64 { return float64(v.remembered.len()) }))
 	return v
@@ -99,16 +104,16 @@ func (v *Verifier) Verify(token string, since time.Time) (identity.Token, error)
 	now := time.Now()
 	hash := v.remembered.hash(token)
 	if known, ok := v.remembered.get(hash, now); ok {
-		v.outcomes.WithLabelValues("remembered").Inc()
+		v.outcomes.remembered.Inc()
 		return known, nil
 	}
 	proven, expires, err := v.verify(token, now, since)
 	switch {
 	case err == nil:
 		v.remembered.put(hash, proven, expires, now)
-		v.outcomes.WithLabelValues("verified").Inc()
+		v.outcomes.verified.Inc()
 	case !errors.Is(err, ErrUnknownKey) && !errors.Is(err, ErrNoKeys):
-		v.outcomes.WithLabelValues("refused").Inc()
+		v.outcomes.refused.Inc()
 	}
 	return proven, err
 }

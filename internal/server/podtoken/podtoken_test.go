@@ -336,7 +336,7 @@ func TestMemoryOfRemembered(t *testing.T) {
 func FuzzVerify(f *testing.F) {
 	f.Add("a.b.c")
 	f.Add("eyJhbGciOiJSUzI1NiIsImtpZCI6InJzYSJ9.e30.AAAA")
-	v := &Verifier{remembered: newRemembered(), wanted: make(chan struct{}, 1), outcomes: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "x_total", Help: "Test."}, []string{"outcome"})}
+	v := &Verifier{remembered: newRemembered(), wanted: make(chan struct{}, 1), outcomes: newOutcomes(prometheus.NewRegistry())}
 	v.keys.Store(&keys{issuer: issuer, byID: map[string]any{"rsa": &rsaKey().PublicKey}})
 	f.Fuzz(func(t *testing.T, token string) {
 		if proven, err := v.Verify(token, time.Now()); err == nil || proven != (identity.Token{}) {

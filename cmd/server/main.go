@@ -37,6 +37,11 @@ func add(f *flags.Set) (config func() server.Config) {
 	f.Address(&cfg.ListenOn, "listen-on", ":8080", "address for the metadata API")
 	f.Float(&cfg.STSRateLimit, "sts-rate-limit", "10", 0.01, 10000, "requests a second to STS, at most")
 	f.Int(&cfg.STSRateBurst, "sts-rate-burst", "20", 1, 10000, "requests at once to STS, at most")
+	const webIdentity = "AssumeRoleWithWebIdentity"
+	var operation string
+	f.Choice(&operation, "sts-operation", "AssumeRole", []string{"AssumeRole", webIdentity}, "how roles are assumed: with AWS credentials of the server's own, or with tokens that it signs for each ServiceAccount")
+	f.String(&cfg.Issuer, "issuer", "", "URL of the tokens' issuer, as IAM's identity providers have it; for --sts-operation "+webIdentity)
+	f.Only("sts-operation", webIdentity, "issuer")
 	f.Duration(&cfg.MaxWait, "max-wait", "15s", 0, longest, "longest time that a request waits for what is missing")
 	f.Duration(&cfg.Drain, "drain", "10s", 0, longest, "time between SIGTERM and the end of accepting requests")
 	f.Duration(&cfg.ReadyWithin, "ready-within", "10m", 0, longest, "time after which roles that were not tried yet no longer keep the server from being ready")
@@ -55,6 +60,7 @@ func add(f *flags.Set) (config func() server.Config) {
 	f.String(&cfg.Region, "region", "", "region of pods whose nodes have no label topology.kubernetes.io/region or are another provider's, and of STS if the AWS configuration names none")
 	f.String(&cfg.AvailabilityZone, "availability-zone", "", "zone of pods whose nodes have no label topology.kubernetes.io/zone or are another provider's")
 	return func() server.Config {
+		cfg.Sessions.WebIdentity = operation == webIdentity
 		cfg.DenyRolesByDefault = rolesByDefault == "deny"
 		for _, tag := range tags {
 			key, value, found := strings.Cut(tag, "=")

@@ -72,6 +72,12 @@ func TestWrongFlagsExitWith2(t *testing.T) {
 		{[]string{"--session-tags", "--session-tag=A=b", "--session-tag=a=c"}, []string{"--session-tag", "twice"}},
 		{[]string{"--session-tags", "--session-tag=Kubernetes-Namespace=c"}, []string{"--session-tag", "twice"}},
 		{[]string{"--session-tags", "--cluster=a;b"}, []string{"--cluster", "kubernetes-cluster"}},
+		{[]string{"--sts-operation=AssumeRoleWithSAML"}, []string{"sts-operation", "AssumeRole, AssumeRoleWithWebIdentity"}},
+		{[]string{"--issuer=https://example.com"}, []string{"--issuer", "--sts-operation AssumeRole"}},
+		{[]string{"--sts-operation=AssumeRoleWithWebIdentity"}, []string{"--issuer", "want https://HOST"}},
+		{[]string{"--sts-operation=AssumeRoleWithWebIdentity", "--issuer=http://example.com"}, []string{"--issuer", "want https://HOST"}},
+		{[]string{"--sts-operation=AssumeRoleWithWebIdentity", "--issuer=https://example.com:8443/a"}, []string{"--issuer", "without a port"}},
+		{[]string{"--sts-operation=AssumeRoleWithWebIdentity", "--issuer=https://example.com/a/"}, []string{"--issuer", "final slash"}},
 		{[]string{"--token-forwarder=kube-system"}, []string{"--token-forwarder", "NAMESPACE/NAME"}},
 		{[]string{"--token-forwarder=a/b", "--token-forwarder=a/B"}, []string{"--token-forwarder", "NAMESPACE/NAME"}},
 		{[]string{"--namespace="}, []string{"--namespace", "name"}},
@@ -106,12 +112,13 @@ func TestHelp(t *testing.T) {
 			`--listen-on ":8080"`, `--sts-rate-limit "10"`, `--sts-rate-burst "20"`, `--max-wait "15s"`, `--max-staleness "15m"`, `--drain "10s"`,
 			`--ready-within "10m"`, `--session-duration "1h"`, `--imdsv1 "true"`, `--namespace "iam4kube"`, `--region ""`, `--availability-zone ""`, `--token-forwarder ""`, `--version "false"`,
 			`--roles-by-default "allow"`, `--cluster ""`, `--session-tags "false"`, `--session-tag ""`, `--source-identity "false"`,
+			`--sts-operation "AssumeRole"`, `--issuer ""`,
 		} {
 			if strings.Count(stdout, "  "+line+"\n") != 1 {
 				t.Errorf("%s: want the line %s in %s", argument, line, stdout)
 			}
 		}
-		if flags := strings.Count(stdout, "\n  --"); flags != 24 {
+		if flags := strings.Count(stdout, "\n  --"); flags != 26 {
 			t.Errorf("%s: %d flags", argument, flags)
 		}
 	}

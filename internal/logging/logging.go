@@ -32,6 +32,8 @@ const (
 	Expiration     = "expiration"
 	Failures       = "failures"
 	Interfaces     = "interfaces"
+	Issuer         = "issuer"
+	KeyID          = "key_id"
 	Kind           = "kind"
 	Library        = "library"
 	MemoryLimit    = "memory_limit"

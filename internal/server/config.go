@@ -9,6 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/validation"
 
+	"github.com/iam4kube/iam4kube/internal/server/issuer"
 	"github.com/iam4kube/iam4kube/internal/server/role"
 )
 
@@ -23,12 +24,15 @@ type Config struct {
 	Namespace             string
 	STSRateLimit          float64
 	STSRateBurst          int
-	SessionDuration       time.Duration
-	MaxWait               time.Duration
-	Drain                 time.Duration
-	ReadyWithin           time.Duration
-	MaxStaleness          time.Duration // 0: no limit
-	IMDSv1                bool
+	// Issuer is the URL of the tokens with which the server assumes roles where
+	// Sessions.WebIdentity says so, in place of AWS credentials.
+	Issuer          string
+	SessionDuration time.Duration
+	MaxWait         time.Duration
+	Drain           time.Duration
+	ReadyWithin     time.Duration
+	MaxStaleness    time.Duration // 0: no limit
+	IMDSv1          bool
 	// Sessions is what all sessions have, but for Duration, which is SessionDuration.
 	Sessions role.Sessions
 	// DenyRolesByDefault: a namespace without the annotation of allowed roles has none.
@@ -50,6 +54,11 @@ func (c Config) Validate() error {
 		return fmt.Errorf("--session-duration %v: want whole seconds", c.SessionDuration)
 	case len(validation.IsDNS1123Label(c.Namespace)) > 0:
 		return fmt.Errorf("--namespace %q: want the name of the server's own namespace, up to 63 lower-case letters, digits or -", c.Namespace)
+	}
+	if c.Sessions.WebIdentity {
+		if err := issuer.ValidateURL(c.Issuer); err != nil {
+			return fmt.Errorf("--issuer %q: %w", c.Issuer, err)
+		}
 	}
 	if len(c.Sessions.Tags) > 0 && !c.Sessions.Tagged {
 		return errors.New("--session-tag without --session-tags, which says that sessions have tags")

@@ -15,6 +15,7 @@ import (
 	"go.uber.org/zap"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 	k8smetadata "k8s.io/client-go/metadata"
 
 	"github.com/iam4kube/iam4kube/internal/auxserver"
@@ -25,6 +26,7 @@ import (
 	"github.com/iam4kube/iam4kube/internal/server/credentials"
 	"github.com/iam4kube/iam4kube/internal/server/identity"
 	"github.com/iam4kube/iam4kube/internal/server/imdstoken"
+	"github.com/iam4kube/iam4kube/internal/server/issuer"
 	"github.com/iam4kube/iam4kube/internal/server/metadata"
 	"github.com/iam4kube/iam4kube/internal/server/podevents"
 	"github.com/iam4kube/iam4kube/internal/server/podtoken"
@@ -56,6 +58,7 @@ type server struct {
 	cache     *credentials.Cache
 	tokens    *imdstoken.Keys
 	podTokens *podtoken.Verifier
+	issuer    *issuer.Issuer // nil where the server has AWS credentials
 	handler   *metadata.Server
 	peers     *peers
 	readiness *readiness
@@ -116,7 +119,7 @@ func (s *server) build(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("make a client for the API server: %w", err)
 	}
-	assumer, err := sts.New(ctx, sts.NewLimiter(s.cfg.STSRateLimit, s.cfg.STSRateBurst), s.cfg.Region, s.registry)
+	assumer, err := s.stsClient(ctx, client.CoreV1())
 	if err != nil {
 		return err
 	}
@@ -153,9 +156,23 @@ func (s *server) build(ctx context.Context) error {
 		kube.Follow(s.watches, s.index.Namespaces(metadataClient)),
 		kube.Follow(s.watches, s.tokens.Resource()),
 		s.watches.Run, s.peers.Run, newStaleness(s.watches, s.cfg.MaxStaleness, s.index.SetStale, s.registry, s.log).Run, s.tokens.Run, s.podTokens.Run, events.Run, s.cache.Run, s.readiness.Run,
-		func(ctx context.Context) error { tellIdentity(ctx, assumer, s.log); return nil },
+	}
+	if s.issuer == nil {
+		s.runs = append(s.runs, func(ctx context.Context) error { tellIdentity(ctx, assumer, s.log); return nil })
+	} else {
+		s.runs = append(s.runs, kube.Follow(s.watches, s.issuer.Resource()), s.issuer.Run)
 	}
 	return nil
+}
+
+// stsClient is a client with AWS credentials, or one with tokens of an issuer, which it makes.
+func (s *server) stsClient(ctx context.Context, api corev1client.SecretsGetter) (*sts.Client, error) {
+	limiter := sts.NewLimiter(s.cfg.STSRateLimit, s.cfg.STSRateBurst)
+	if !s.cfg.Sessions.WebIdentity {
+		return sts.New(ctx, limiter, s.cfg.Region, s.registry)
+	}
+	s.issuer = issuer.New(s.cfg.Issuer, api.Secrets(s.cfg.Namespace), s.registry, s.log)
+	return sts.NewWithWebIdentity(ctx, limiter, s.cfg.Region, s.issuer, s.registry)
 }
 
 // tellIdentity logs whom AWS takes the server for, or why that cannot be learnt. Nothing waits

@@ -287,6 +287,9 @@ func fetch(t *testing.T, address, path string) string {
 	return string(body)
 }
 
+// webIdentity begins the meaning of metrics that the busy server does not have.
+const webIdentity = "With `AssumeRoleWithWebIdentity` alone: "
+
 // documentedMetrics: the table has each metric with its type and labels, and nothing else
 // in the text is named like a metric.
 func (b *busy) documentedMetrics(t *testing.T) {
@@ -316,6 +319,9 @@ func (b *busy) documentedMetrics(t *testing.T) {
 		}
 	}
 	for _, name := range regexp.MustCompile(`iam4kube_[a-z0-9_]+`).FindAllString(docs.Text(t, page), -1) {
+		if row := table[name]; row != nil && strings.HasPrefix(row[3], webIdentity) {
+			continue // of test/server's, which sees them
+		}
 		if !names[name] && !names[strings.TrimSuffix(strings.TrimSuffix(name, "_bucket"), "_count")] {
 			t.Errorf("%s is documented and not exported", name)
 		}

@@ -106,6 +106,9 @@ func FromAnnotations(namespace, serviceAccount string, annotations map[string]st
 	if id := r.ExternalID; id != "" && (len(id) > maxExternalID || !externalIDPattern.MatchString(id)) {
 		return nil, &AnnotationError{AnnotationExternalID, r.ExternalID, "2 to 1224 letters, digits or any of _+=,.@:/-"}
 	}
+	if r.ExternalID != "" && sessions.WebIdentity {
+		return nil, &AnnotationError{AnnotationExternalID, r.ExternalID, "none: the server calls AssumeRoleWithWebIdentity, which has no external IDs; the trust policy tells ServiceAccounts apart by the token's sub"}
+	}
 	if v := annotations[AnnotationDuration]; v != "" {
 		seconds, err := strconv.Atoi(v)
 		r.Duration = time.Duration(seconds) * time.Second

@@ -188,3 +188,17 @@ func TestSessionName(t *testing.T) {
 		}
 	}
 }
+
+// External IDs are refused where STS would not get them, and with the reason.
+func TestWebIdentityHasNoExternalID(t *testing.T) {
+	const arn = "arn:aws:iam::123456789012:role/app"
+	sessions := Sessions{Duration: time.Hour, WebIdentity: true}
+	_, err := FromAnnotations("ns", "sa", map[string]string{AnnotationARN: arn, AnnotationExternalID: "id-1"}, sessions)
+	wrong, ok := errors.AsType[*AnnotationError](err)
+	if !ok || wrong.Annotation != AnnotationExternalID || !strings.Contains(err.Error(), "AssumeRoleWithWebIdentity") {
+		t.Errorf("%v", err)
+	}
+	if r, err := FromAnnotations("ns", "sa", map[string]string{AnnotationARN: arn, AnnotationExternalID: ""}, sessions); err != nil || r.ARN != arn {
+		t.Errorf("%v, %v", r, err)
+	}
+}

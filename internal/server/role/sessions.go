@@ -19,6 +19,8 @@ type Sessions struct {
 	Tagged  bool
 	Cluster string
 	Tags    []Tag
+	// WebIdentity: sessions come from AssumeRoleWithWebIdentity, which knows no external IDs.
+	WebIdentity bool
 	// SourceIdentity: the session's name is its source identity, too, which chains of roles
 	// keep.
 	SourceIdentity bool

@@ -116,7 +116,10 @@ func classify(err error) *Error {
 
 // noIdentity is the failure of whatever needs the server's own credentials, when those
 // could not be had.
-func noIdentity(err error) *Error {
+func (c *Client) noIdentity(err error) *Error {
+	if c.tokens != nil {
+		return &Error{Kind: Identity, Message: "the server has no key yet to sign its tokens with", Cause: err}
+	}
 	return &Error{Kind: Identity, Message: "the server has no AWS credentials of its own", Cause: identityCause(err)}
 }
 
@@ -144,9 +147,7 @@ func classifyAPI(api smithy.APIError, err error) *Error {
 		}
 	}
 	var regionDisabled *types.RegionDisabledException
-	// Only the first line: where AWS repeats what was signed, it does so below.
-	message, _, _ := strings.Cut(api.ErrorMessage(), "\n")
-	e := &Error{Kind: kind, Code: api.ErrorCode(), Message: message}
+	e := &Error{Kind: kind, Code: api.ErrorCode(), Message: messageOf(err)}
 	switch {
 	case errors.As(err, &regionDisabled):
 		e.Message = "STS is not activated in this region for the server's account"
@@ -154,4 +155,15 @@ func classifyAPI(api smithy.APIError, err error) *Error {
 		e.Message = "STS refuses the server's own AWS credentials"
 	}
 	return e
+}
+
+// messageOf is the first line of AWS's message: where it repeats what was signed, it does so
+// below.
+func messageOf(err error) string {
+	var api smithy.APIError
+	if !errors.As(err, &api) {
+		return ""
+	}
+	message, _, _ := strings.Cut(api.ErrorMessage(), "\n")
+	return message
 }

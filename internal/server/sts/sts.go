@@ -1,4 +1,4 @@
-// Package sts calls STS: AssumeRole, and GetCallerIdentity. It owns everything that touches AWS: the SDK's
+// Package sts calls STS: AssumeRole or AssumeRoleWithWebIdentity, and GetCallerIdentity. It owns everything that touches AWS: the SDK's
 // configuration, the limiter that each HTTP attempt passes, and the sorting of
 // failures into kinds. It does not know when a role is due, nor does it keep
 // credentials or repeat an attempt.
@@ -44,7 +44,9 @@ type Client struct {
 	sts      *sts.Client
 	region   string
 	identity aws.CredentialsProvider
-	metrics  *metrics
+	// tokens, if not nil, take the place of identity.
+	tokens  Tokens
+	metrics *metrics
 	// failure is the last one of identity, nil if it works.
 	failure atomic.Pointer[identityFailure]
 }
@@ -53,6 +55,10 @@ type Client struct {
 // files, web identity, container, EC2 role, ...). fallbackRegion is used if that
 // names no region. Options come on top of it, for tests: the HTTP client, say.
 func New(ctx context.Context, limiter *Limiter, fallbackRegion string, registry prometheus.Registerer, options ...func(*config.LoadOptions) error) (*Client, error) {
+	return configure(ctx, limiter, fallbackRegion, nil, registry, options)
+}
+
+func configure(ctx context.Context, limiter *Limiter, fallbackRegion string, tokens Tokens, registry prometheus.Registerer, options []func(*config.LoadOptions) error) (*Client, error) {
 	// The default is for the calls too by which the SDK gets the server's identity.
 	options = append(options, config.WithDefaultRegion(fallbackRegion),
 		config.WithAPIOptions([]func(*middleware.Stack) error{
@@ -70,7 +76,7 @@ func New(ctx context.Context, limiter *Limiter, fallbackRegion string, registry 
 		// Repeating is the cache's work: it knows what is more urgent.
 		o.Retryer = aws.NopRetryer{}
 	})
-	return &Client{Limiter: limiter, sts: client, region: cfg.Region, identity: cfg.Credentials, metrics: newMetrics(registry, limiter)}, nil
+	return &Client{Limiter: limiter, sts: client, region: cfg.Region, identity: cfg.Credentials, tokens: tokens, metrics: newMetrics(registry, limiter)}, nil
 }
 
 type identityErrorKey struct{}
@@ -111,6 +117,9 @@ func (c *Client) Admit(ctx context.Context) (context.Context, error) {
 func (c *Client) retrieve(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
 	defer cancel()
+	if c.tokens != nil {
+		return c.tokens.Wait(ctx)
+	}
 	_, err := c.identity.Retrieve(ctx)
 	return err
 }
@@ -135,7 +144,10 @@ func (c *Client) AssumeRole(ctx context.Context, r role.Role) (*Credentials, err
 func (c *Client) assumeRole(ctx context.Context, r role.Role) (*Credentials, *Error) {
 	// Its own error, because in that of the call below it would look like STS's.
 	if err, _ := ctx.Value(identityErrorKey{}).(error); err != nil {
-		return nil, noIdentity(err)
+		return nil, c.noIdentity(err)
+	}
+	if c.tokens != nil {
+		return c.assumeRoleWithWebIdentity(ctx, r)
 	}
 	input := &sts.AssumeRoleInput{
 		RoleArn:         aws.String(r.ARN),
@@ -148,9 +160,7 @@ func (c *Client) assumeRole(ctx context.Context, r role.Role) (*Credentials, *Er
 	for _, t := range r.SessionTags() {
 		input.Tags = append(input.Tags, types.Tag{Key: aws.String(t.Key), Value: aws.String(t.Value)})
 	}
-	for _, arn := range r.SessionPolicies() {
-		input.PolicyArns = append(input.PolicyArns, types.PolicyDescriptorType{Arn: aws.String(arn)})
-	}
+	input.PolicyArns = sessionPolicies(r)
 	if r.SourceIdentity != "" {
 		input.SourceIdentity = aws.String(r.SourceIdentity)
 	}
@@ -158,7 +168,14 @@ func (c *Client) assumeRole(ctx context.Context, r role.Role) (*Credentials, *Er
 	if err != nil {
 		return nil, explain(classify(err), r)
 	}
-	return validate(output, time.Now())
+	return validate(output.Credentials, time.Now())
+}
+
+func sessionPolicies(r role.Role) (all []types.PolicyDescriptorType) {
+	for _, arn := range r.SessionPolicies() {
+		all = append(all, types.PolicyDescriptorType{Arn: aws.String(arn)})
+	}
+	return all
 }
 
 // Self is whom STS takes the server for.
@@ -183,7 +200,7 @@ func (c *Client) GetCallerIdentity(ctx context.Context) (*Self, error) {
 
 func (c *Client) getCallerIdentity(ctx context.Context) (*Self, *Error) {
 	if err := c.retrieve(ctx); err != nil {
-		return nil, noIdentity(err)
+		return nil, c.noIdentity(err)
 	}
 	output, err := c.sts.GetCallerIdentity(ctx, &sts.GetCallerIdentityInput{})
 	if err != nil {
@@ -212,8 +229,7 @@ func explain(e *Error, r role.Role) *Error {
 }
 
 // validate refuses an answer that would be of no use to a pod.
-func validate(output *sts.AssumeRoleOutput, now time.Time) (*Credentials, *Error) {
-	c := output.Credentials
+func validate(c *types.Credentials, now time.Time) (*Credentials, *Error) {
 	if c == nil || aws.ToString(c.AccessKeyId) == "" || aws.ToString(c.SecretAccessKey) == "" || aws.ToString(c.SessionToken) == "" || c.Expiration == nil {
 		return nil, &Error{Kind: Unavailable, Message: "STS answered without complete credentials"}
 	}

@@ -3,6 +3,7 @@ package sts
 import (
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"path/filepath"
 	"strings"
@@ -20,6 +21,7 @@ import (
 // protocol is tested against the fake STS of module test/.
 type endpoint struct {
 	answer func(*http.Request) (status int, body string)
+	header http.Header // of each answer, besides its type
 
 	mu    sync.Mutex
 	times []time.Time
@@ -31,9 +33,11 @@ func (e *endpoint) Do(r *http.Request) (*http.Response, error) {
 	e.times = append(e.times, time.Now())
 	e.mu.Unlock()
 	status, body := e.answer(r)
+	header := http.Header{"Content-Type": {"text/xml"}}
+	maps.Copy(header, e.header)
 	return &http.Response{
 		StatusCode: status, Status: http.StatusText(status), Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-		Header: http.Header{"Content-Type": {"text/xml"}}, Body: io.NopCloser(strings.NewReader(body)), Request: r,
+		Header: header, Body: io.NopCloser(strings.NewReader(body)), Request: r,
 	}, nil
 }
 

@@ -46,19 +46,31 @@ type Environment struct {
 	STS *fakests.Fake
 
 	sts       *fakests.Server
+	issuers   *authority
 	logs      Logs
 	addresses atomic.Uint32
 	roles     atomic.Uint32
 }
 
+// Change changes what Start makes.
+type Change func(*fakests.Config)
+
 // Start starts everything but servers. The fake STS has the servers' identity and no
 // roles; the AWS configuration in this process's environment leads to it.
-func Start(ctx context.Context) (*Environment, error) {
+func Start(ctx context.Context, change ...Change) (*Environment, error) {
+	issuers, err := newAuthority()
+	if err != nil {
+		return nil, err
+	}
+	cfg := fakests.Config{Issuers: issuers.client()}
+	for _, c := range change {
+		c(&cfg)
+	}
 	cp, err := controlplane.Start(ctx, controlplane.Options{})
 	if err != nil {
 		return nil, err
 	}
-	e := &Environment{ControlPlane: cp, STS: fakests.New(fakests.Config{})}
+	e := &Environment{ControlPlane: cp, STS: fakests.New(cfg), issuers: issuers}
 	e.STS.AddKey(identity)
 	e.sts = e.STS.Start()
 	err = errors.Join(
@@ -74,10 +86,10 @@ func Start(ctx context.Context) (*Environment, error) {
 
 // Main runs the tests of a package in an environment, which start gets before them, and
 // returns the exit status. It fails if a secret of the fake STS is in a log.
-func Main(m *testing.M, start func(*Environment)) int {
+func Main(m *testing.M, start func(*Environment), change ...Change) int {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
 	defer cancel()
-	e, err := Start(ctx)
+	e, err := Start(ctx, change...)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "environment:", err)
 		return 1

@@ -73,6 +73,12 @@ func (e *Environment) StartProcess(t testing.TB, flags ...string) (*Server, *os.
 	return e.startProgram(t, Program(t), (*exec.Cmd).Start, flags)
 }
 
+// StartProcessWith is StartProcess after a change of the command: its environment, for example.
+func (e *Environment) StartProcessWith(t testing.TB, change func(*exec.Cmd), flags ...string) (*Server, *os.Process) {
+	t.Helper()
+	return e.startProgram(t, Program(t), func(c *exec.Cmd) error { change(c); return c.Start() }, flags)
+}
+
 // StartInPod is StartProcess in a pod's network namespace. The API server and the fake STS
 // have the addresses there that they have here.
 func (e *Environment) StartInPod(t testing.TB, pod *netns.Pod, flags ...string) (*Server, *os.Process) {

@@ -1,6 +1,7 @@
 package fakests
 
 import (
+	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base32"
@@ -45,12 +46,13 @@ func (f *Fake) assumeRole(caller identity, req *assumeRequest) (Issued, *apiErro
 }
 
 // assumeRoleWithWebIdentity needs no signature: the token is the proof.
-func (f *Fake) assumeRoleWithWebIdentity(req *assumeRequest, now time.Time) (Issued, WebIdentity, *apiError) {
+func (f *Fake) assumeRoleWithWebIdentity(ctx context.Context, req *assumeRequest) (Issued, WebIdentity, *apiError) {
+	now := f.now()
 	f.mu.Lock()
 	bearer, known := f.tokens[req.token]
 	f.mu.Unlock()
 	if !known {
-		return Issued{}, bearer, errInvalidIdentityToken
+		return f.assumeRoleWithToken(ctx, req)
 	}
 	if !now.Before(bearer.Expires) {
 		return Issued{}, bearer, errExpiredIdentityToken(now, bearer.Expires)
@@ -63,6 +65,46 @@ func (f *Fake) assumeRoleWithWebIdentity(req *assumeRequest, now time.Time) (Iss
 		return Issued{}, bearer, errMaxSessionDuration
 	}
 	return req.issued(bearer.Provider + ":" + bearer.Subject), bearer, nil
+}
+
+// assumeRoleWithToken is the same for a token that has to be verified.
+func (f *Fake) assumeRoleWithToken(ctx context.Context, req *assumeRequest) (Issued, WebIdentity, *apiError) {
+	f.mu.Lock()
+	f.secrets = append(f.secrets, req.token)
+	f.mu.Unlock()
+	arn, _ := parseRoleARN(req.role) // parseAssumeRequest has looked at it
+	t, provider, err := f.verifyToken(ctx, req.token, arn.account)
+	if err != nil {
+		return Issued{}, WebIdentity{}, err
+	}
+	if err := req.readClaims(t.claims); err != nil {
+		return Issued{}, WebIdentity{}, err
+	}
+	bearer := WebIdentity{Provider: provider.arn(f.partition), Subject: t.claims.Subject, Audience: t.claims.Audience[0]}
+	conditions := map[string]string{provider.name() + ":sub": bearer.Subject, provider.name() + ":aud": bearer.Audience}
+	for _, tag := range req.tags {
+		conditions["aws:RequestTag/"+tag.Key] = tag.Value
+	}
+	role, exists := f.role(req.role)
+	if !exists || !role.Trust.allowsToken(bearer.Provider, req.sessionName, conditions) || !role.Trust.allowsSession(req) {
+		return Issued{}, bearer, errWebIdentityDenied
+	}
+	if req.duration > role.MaxSessionDuration {
+		return Issued{}, bearer, errMaxSessionDuration
+	}
+	issued := req.issued(bearer.Provider + ":" + bearer.Subject)
+	issued.KeyID, issued.Transitive = t.header.Key, req.transitive
+	return issued, bearer, nil
+}
+
+// allowsSession says whether the further actions are allowed that the session takes.
+func (t Trust) allowsSession(req *assumeRequest) bool {
+	for key, value := range t.RequestTags {
+		if !slices.Contains(req.tags, Tag{key, value}) {
+			return false
+		}
+	}
+	return (len(req.tags) == 0 || t.TagSession) && (req.sourceIdentity == "" || t.SetSourceIdentity)
 }
 
 func (f *Fake) role(arn string) (Role, bool) {

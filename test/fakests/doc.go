@@ -9,7 +9,8 @@
 //  2. signature: Signature Version 4 against the known keys   (sigv4.go)
 //  3. parameters: lengths, patterns, ranges                   (query.go)
 //  4. faults that a test has asked for                        (faults.go)
-//  5. trust policy of the role                                (trust.go)
+//  5. token of a web identity: provider, keys, claims         (oidc.go, jwt.go)
+//     trust policy of the role                                (trust.go)
 //  6. session duration: role chaining, MaxSessionDuration     (assume.go)
 //
 // A refused request gets AWS's own status, code and message. Faults come after
@@ -27,10 +28,12 @@
 //
 // What it does differently from AWS, always on the strict side: an unknown or
 // repeated parameter is refused (AWS ignores it), so that a typing error is
-// seen; so is a parameter whose effect is not modelled (session policies,
-// session tags, MFA, source identity). A request without an Action gets 400
+// seen; so is a parameter whose effect is not modelled (inline session policies,
+// MFA). A request without an Action gets 400
 // (AWS redirects to its home page, which a client could follow out of a test).
-// GET, presigned requests and TLS are not offered. A session policy or an
+// GET, presigned requests and TLS are not offered. A token is valid from its iat and
+// nbf on, without an allowance for clocks, and a key that an issuer has published
+// since its documents were read is unknown until they are read again. A session policy or an
 // identity-based policy of the caller is not modelled: what a role's trust says
 // decides alone.
 //

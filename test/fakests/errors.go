@@ -78,6 +78,34 @@ var (
 	}
 )
 
+// Of tokens that are verified.
+var (
+	errIDPCommunication = &apiError{
+		status: http.StatusBadRequest, code: "IDPCommunicationError",
+		message: "The identity provider could not be reached to verify the token",
+	}
+	errNoVerificationKey = &apiError{
+		status: http.StatusBadRequest, code: "InvalidIdentityToken",
+		message: "Couldn't retrieve verification key from your identity provider,  please reference AssumeRoleWithWebIdentity documentation for requirements",
+	}
+	errWrongAudience = &apiError{
+		status: http.StatusBadRequest, code: "InvalidIdentityToken",
+		message: "Incorrect token audience",
+	}
+	// errTokenOfTheFuture is in words of the fake's own: AWS's are not known.
+	errTokenOfTheFuture = &apiError{
+		status: http.StatusBadRequest, code: "InvalidIdentityToken",
+		message: "The ID Token provided is not valid yet",
+	}
+)
+
+func errNoProvider(issuer string) *apiError {
+	return &apiError{
+		status: http.StatusBadRequest, code: "InvalidIdentityToken",
+		message: "No OpenIDConnect provider found in your account for " + issuer,
+	}
+}
+
 func errIncompleteSignature(message string) *apiError {
 	return &apiError{status: http.StatusBadRequest, code: "IncompleteSignature", message: message}
 }

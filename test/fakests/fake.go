@@ -20,6 +20,12 @@ type Config struct {
 	// AWS sends whole seconds; the protocol (ISO 8601) allows both.
 	FractionalSeconds bool
 
+	// Issuers reaches the documents of OpenID Connect issuers, over https; default: any client.
+	Issuers *http.Client
+	// KeysFor is how long an issuer's keys are not read again. How long AWS keeps them is not
+	// documented.
+	KeysFor time.Duration
+
 	// OnAnswer, if set, is called with each attempt once it has its outcome,
 	// from the goroutine that serves the request.
 	OnAnswer func(Attempt)
@@ -55,6 +61,10 @@ type Issued struct {
 	Tags           []Tag
 	SourceIdentity string
 	PolicyARNs     []string
+	// KeyID is that of the key which signed the web identity token, Transitive its tags that
+	// role chains keep.
+	KeyID      string
+	Transitive []string
 }
 
 // ARN of the role session: arn:aws:sts::123456789012:assumed-role/ROLE/SESSION.
@@ -76,6 +86,9 @@ type Fake struct {
 	identities map[string]identity // by access key ID
 	roles      map[string]Role     // by ARN
 	tokens     map[string]WebIdentity
+	providers  map[[2]string]OIDCProvider // by account and URL
+	published  map[string]*published      // by the issuer's URL
+	ahead      time.Duration              // of AWS's clock
 	issued     map[string]Issued // by access key ID
 	faults     map[string][]Fault
 	attempts   []*Attempt
@@ -94,6 +107,8 @@ func New(cfg Config) *Fake {
 		identities: map[string]identity{},
 		roles:      map[string]Role{},
 		tokens:     map[string]WebIdentity{},
+		providers:  map[[2]string]OIDCProvider{},
+		published:  map[string]*published{},
 		issued:     map[string]Issued{},
 		faults:     map[string][]Fault{},
 	}
@@ -160,7 +175,8 @@ func (f *Fake) RemoveRole(arn string) {
 }
 
 // AddWebIdentity makes a token valid for AssumeRoleWithWebIdentity. The token is
-// opaque here: its signature is the identity provider's matter.
+// opaque here: its signature is the identity provider's matter. Tokens that are verified need
+// an [OIDCProvider].
 func (f *Fake) AddWebIdentity(token string, identity WebIdentity) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -199,11 +215,14 @@ func (f *Fake) Secrets() []string {
 	return append([]string(nil), f.secrets...)
 }
 
-// Load adds keys and roles from JSON: {"keys": [Key…], "roles": [Role…]}.
+// Load adds keys, roles and providers from JSON: {"keys": [Key…], "roles": [Role…],
+// "providers": [OIDCProvider…]}.
 func (f *Fake) Load(file []byte) error {
 	var content struct {
 		Keys  []Key  `json:"keys"`
 		Roles []Role `json:"roles"`
+
+		Providers []OIDCProvider `json:"providers"`
 	}
 	if err := json.Unmarshal(file, &content); err != nil {
 		return err
@@ -214,6 +233,9 @@ func (f *Fake) Load(file []byte) error {
 	}
 	for _, role := range content.Roles {
 		errs = append(errs, f.addRole(role))
+	}
+	for _, provider := range content.Providers {
+		errs = append(errs, f.addOIDCProvider(provider))
 	}
 	return errors.Join(errs...)
 }

@@ -49,6 +49,7 @@ func (f *Fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	default:
 		f.finish(c.attempt, OutcomeSuccess, a.status)
 	}
+	w.Header().Set("Date", f.now().UTC().Format(http.TimeFormat))
 	a.write(w, c.requestID)
 }
 
@@ -121,7 +122,7 @@ func (c *call) answer(ctx context.Context) (answer, *apiError) {
 			Namespace: namespace, Result: c.issue(issued), RequestID: c.requestID,
 		}), nil
 	case actionAssumeRoleWithWebIdentity:
-		issued, bearer, err := c.fake.assumeRoleWithWebIdentity(req, time.Now())
+		issued, bearer, err := c.fake.assumeRoleWithWebIdentity(ctx, req)
 		if err != nil || c.over(ctx) {
 			return answer{}, err
 		}

@@ -59,7 +59,8 @@ func parseQuery(r *http.Request, body []byte) (url.Values, *apiError) {
 		if len(values) > 1 {
 			return query, errParameter(name, "is given more than once")
 		}
-		isMember := action == actionAssumeRole && memberPattern.MatchString(name)
+		isMember := action == actionAssumeRole && memberPattern.MatchString(name) ||
+			action == actionAssumeRoleWithWebIdentity && policyMemberPattern.MatchString(name)
 		if name != "Action" && name != "Version" && !slices.Contains(known, name) && !isMember {
 			return query, errParameter(name, "is unknown or not modelled for "+action)
 		}
@@ -76,6 +77,7 @@ type assumeRequest struct {
 	duration    int     // seconds
 
 	tags           []Tag
+	transitive     []string
 	sourceIdentity string
 	policies       []string
 }

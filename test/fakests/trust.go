@@ -42,6 +42,14 @@ type Trust struct {
 	// WebIdentities that may call AssumeRoleWithWebIdentity: StringLike on the
 	// token's subject, for example system:serviceaccount:iam4kube:*.
 	WebIdentities []string `json:"webIdentities"`
+
+	// Federated is the ARN of the OIDC provider whose tokens may call
+	// AssumeRoleWithWebIdentity; StringEquals and StringLike are conditions on their claims,
+	// by keys such as HOST/PATH:sub, HOST/PATH:aud and aws:RequestTag/KEY, each with the values
+	// of which one has to match. This is the form of trust policies for IRSA.
+	Federated    string              `json:"federated"`
+	StringEquals map[string][]string `json:"stringEquals"`
+	StringLike   map[string][]string `json:"stringLike"`
 }
 
 // allows is the verdict of the trust policy on AssumeRole.
@@ -55,6 +63,19 @@ func (t Trust) allows(caller identity, sessionName string, externalID *string) b
 // allowsWebIdentity is the verdict on AssumeRoleWithWebIdentity.
 func (t Trust) allowsWebIdentity(subject, sessionName string) bool {
 	return t.allowsSessionName(sessionName) && stringLike(t.WebIdentities, subject)
+}
+
+// allowsToken is the verdict on a token of that provider.
+func (t Trust) allowsToken(providerARN, sessionName string, claims map[string]string) bool {
+	for operator, conditions := range map[string]map[string][]string{"StringEquals": t.StringEquals, "StringLike": t.StringLike} {
+		for key, values := range conditions {
+			value, known := claims[key]
+			if !known || !(operator == "StringLike" && stringLike(values, value) || slices.Contains(values, value)) {
+				return false
+			}
+		}
+	}
+	return t.Federated == providerARN && t.allowsSessionName(sessionName)
 }
 
 func (t Trust) allowsSessionName(name string) bool {

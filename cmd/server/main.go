@@ -33,6 +33,7 @@ func add(f *flags.Set) (config func() server.Config) {
 	var cfg server.Config
 	f.Address(&cfg.AuxListenOn, "aux-listen-on", ":9090", "address for /metrics, /healthz and /readyz")
 	f.Bool(&cfg.Debug, "debug", "false", "serve profiles and dumps on 127.0.0.1:6060")
+	f.String(&cfg.AuditLog, "audit-log", "", "file to which records of who got credentials and who was refused are appended; -: the standard output; empty: none")
 	f.File(&cfg.Kubeconfig, "kubeconfig", "kubeconfig file; empty: that of the pod")
 	f.Address(&cfg.ListenOn, "listen-on", ":8080", "address for the metadata API")
 	f.Float(&cfg.STSRateLimit, "sts-rate-limit", "10", 0.01, 10000, "requests a second to STS, at most")

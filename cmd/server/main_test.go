@@ -48,6 +48,8 @@ func TestWrongFlagsExitWith2(t *testing.T) {
 		{[]string{"--log-encoding=text"}, []string{"log-encoding", "json, console"}},
 		{[]string{"--aux-listen-on=9090"}, []string{"aux-listen-on", "[IP]:PORT"}},
 		{[]string{"--debug=maybe"}, []string{"debug", "true or false"}},
+		{[]string{"--audit-log=/does/not/exist"}, []string{"--audit-log", "folder that exists"}},
+		{[]string{"--audit-log=" + t.TempDir()}, []string{"--audit-log", "regular file"}},
 		{[]string{"--kubeconfig=/does/not/exist"}, []string{"kubeconfig", "readable file"}},
 		{[]string{"--kubeconfig=" + t.TempDir()}, []string{"kubeconfig", "readable file"}},
 		{[]string{"--kubeconfig=a\nb"}, []string{"kubeconfig", "readable file"}},
@@ -112,13 +114,13 @@ func TestHelp(t *testing.T) {
 			`--listen-on ":8080"`, `--sts-rate-limit "10"`, `--sts-rate-burst "20"`, `--max-wait "15s"`, `--max-staleness "15m"`, `--drain "10s"`,
 			`--ready-within "10m"`, `--session-duration "1h"`, `--imdsv1 "true"`, `--namespace "iam4kube"`, `--region ""`, `--availability-zone ""`, `--token-forwarder ""`, `--version "false"`,
 			`--roles-by-default "allow"`, `--cluster ""`, `--session-tags "false"`, `--session-tag ""`, `--source-identity "false"`,
-			`--sts-operation "AssumeRole"`, `--issuer ""`,
+			`--sts-operation "AssumeRole"`, `--issuer ""`, `--audit-log ""`,
 		} {
 			if strings.Count(stdout, "  "+line+"\n") != 1 {
 				t.Errorf("%s: want the line %s in %s", argument, line, stdout)
 			}
 		}
-		if flags := strings.Count(stdout, "\n  --"); flags != 26 {
+		if flags := strings.Count(stdout, "\n  --"); flags != 27 {
 			t.Errorf("%s: %d flags", argument, flags)
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/validation"
 
+	"github.com/iam4kube/iam4kube/internal/server/audit"
 	"github.com/iam4kube/iam4kube/internal/server/issuer"
 	"github.com/iam4kube/iam4kube/internal/server/role"
 )
@@ -26,7 +27,9 @@ type Config struct {
 	STSRateBurst          int
 	// Issuer is the URL of the tokens with which the server assumes roles where
 	// Sessions.WebIdentity says so, in place of AWS credentials.
-	Issuer          string
+	Issuer string
+	// AuditLog is the audit log's file, - for the standard output; empty: none.
+	AuditLog        string
 	SessionDuration time.Duration
 	MaxWait         time.Duration
 	Drain           time.Duration
@@ -59,6 +62,9 @@ func (c Config) Validate() error {
 		if err := issuer.ValidateURL(c.Issuer); err != nil {
 			return fmt.Errorf("--issuer %q: %w", c.Issuer, err)
 		}
+	}
+	if err := audit.Check(c.AuditLog); err != nil {
+		return fmt.Errorf("--audit-log %q: %w", c.AuditLog, err)
 	}
 	if len(c.Sessions.Tags) > 0 && !c.Sessions.Tagged {
 		return errors.New("--session-tag without --session-tags, which says that sessions have tags")

@@ -23,6 +23,7 @@ import (
 	"github.com/iam4kube/iam4kube/internal/listener"
 	"github.com/iam4kube/iam4kube/internal/logging"
 	"github.com/iam4kube/iam4kube/internal/program"
+	"github.com/iam4kube/iam4kube/internal/server/audit"
 	"github.com/iam4kube/iam4kube/internal/server/credentials"
 	"github.com/iam4kube/iam4kube/internal/server/identity"
 	"github.com/iam4kube/iam4kube/internal/server/imdstoken"
@@ -101,6 +102,10 @@ func Run(ctx context.Context, cfg Config, log *zap.Logger) error {
 
 // build makes the parts. It asks nothing of the network.
 func (s *server) build(ctx context.Context) error {
+	records, err := audit.Open(s.cfg.AuditLog, s.registry, s.log)
+	if err != nil {
+		return err
+	}
 	reach := &kube.Reach{}
 	config, err := kube.Config(s.cfg.Kubeconfig, "iam4kube-server", reach)
 	if err != nil {
@@ -147,7 +152,7 @@ func (s *server) build(ctx context.Context) error {
 		Identity: s.index, Credentials: s.cache, Tokens: s.tokens, PodTokens: s.podTokens, Events: events, Hub: hub,
 		MaxWait: s.cfg.MaxWait, IMDSv1: s.cfg.IMDSv1,
 		Region: s.cfg.Region, AvailabilityZone: s.cfg.AvailabilityZone,
-		Registry: s.registry, Log: s.log,
+		Registry: s.registry, Log: s.log, Audit: records,
 	})
 	s.runs = []func(context.Context) error{
 		kube.Follow(s.watches, s.index.Pods(client)),
@@ -155,7 +160,7 @@ func (s *server) build(ctx context.Context) error {
 		kube.Follow(s.watches, s.index.Nodes(client)),
 		kube.Follow(s.watches, s.index.Namespaces(metadataClient)),
 		kube.Follow(s.watches, s.tokens.Resource()),
-		s.watches.Run, s.peers.Run, newStaleness(s.watches, s.cfg.MaxStaleness, s.index.SetStale, s.registry, s.log).Run, s.tokens.Run, s.podTokens.Run, events.Run, s.cache.Run, s.readiness.Run,
+		s.watches.Run, s.peers.Run, newStaleness(s.watches, s.cfg.MaxStaleness, s.index.SetStale, s.registry, s.log).Run, s.tokens.Run, s.podTokens.Run, events.Run, s.cache.Run, s.readiness.Run, records.Run,
 	}
 	if s.issuer == nil {
 		s.runs = append(s.runs, func(ctx context.Context) error { tellIdentity(ctx, assumer, s.log); return nil })

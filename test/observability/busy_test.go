@@ -13,6 +13,8 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -44,6 +46,7 @@ type busy struct {
 	token               string
 	good                workload
 	accessKeyID         string
+	auditLog            string
 }
 
 // TestBusyServer looks at one busy server in every way that operators and users have.
@@ -66,8 +69,8 @@ func TestBusyServer(t *testing.T) {
 
 func startBusy(t *testing.T) *busy {
 	t.Helper()
-	b := &busy{ns: newNamespace(t, "busy")}
-	b.Server, _ = env.StartProcess(t, "--debug", "--drain", "0s", "--max-wait", "1s", "--sts-rate-limit", "200", "--sts-rate-burst", "200")
+	b := &busy{ns: newNamespace(t, "busy"), auditLog: filepath.Join(t.TempDir(), "audit.log")}
+	b.Server, _ = env.StartProcess(t, "--debug", "--drain", "0s", "--max-wait", "1s", "--sts-rate-limit", "200", "--sts-rate-burst", "200", "--audit-log", b.auditLog)
 	b.WaitReady(t)
 	return b
 }
@@ -370,6 +373,9 @@ func (b *busy) stages(t *testing.T) {
 		{"iam4kube_service_accounts", []string{"role", "none"}, 1},
 		{"iam4kube_ambiguous_addresses", nil, 1},
 		{"iam4kube_events_total", []string{"outcome", "written"}, 5},
+		{"iam4kube_audit_records_total", []string{"outcome", "written"}, 10},
+		{"iam4kube_imds_requests_total", []string{"version", "v1"}, 10},
+		{"iam4kube_imds_requests_total", []string{"version", "v2"}, 3},
 	} {
 		if v := b.Metric(t, c.name, c.labels...); v < c.least {
 			t.Errorf("%s%v is %v, want at least %v", c.name, c.labels, v, c.least)
@@ -584,8 +590,13 @@ func (b *busy) noSecret(t *testing.T) {
 	if err := json.NewEncoder(&eventText).Encode(events); err != nil {
 		t.Fatal(err)
 	}
+	records, err := os.ReadFile(b.auditLog)
+	if err != nil {
+		t.Fatal(err)
+	}
 	outputs := map[string]string{
-		"log": b.Logs.String(), "answers": b.bodies.String(), "metrics": b.metrics(t), "events": eventText.String(),
+		"audit log": string(records),
+		"log":       b.Logs.String(), "answers": b.bodies.String(), "metrics": b.metrics(t), "events": eventText.String(),
 	}
 	for _, path := range []string{"/debug/pods", "/debug/roles", "/debug/pprof/goroutine?debug=2", "/debug/pprof/cmdline", "/debug/pprof/"} {
 		outputs[path] = fetch(t, auxserver.DebugAddress, path)

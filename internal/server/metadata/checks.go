@@ -64,11 +64,30 @@ func (s *Server) tokenAccepted(r *http.Request, e endpoint, from netip.Addr) boo
 	tokens := r.Header[headerToken]
 	switch len(tokens) {
 	case 0:
+		s.metrics.version(e, protocolIMDSv1)
 		return s.cfg.IMDSv1 || e == endpointReady || e == endpointContainer
 	case 1:
-		return s.cfg.Tokens.Verify(tokens[0], from)
+		if s.cfg.Tokens.Verify(tokens[0], from) {
+			s.metrics.version(e, protocolIMDSv2)
+			return true
+		}
 	}
 	return false
+}
+
+// Protocols by which credentials are handed out.
+const (
+	protocolIMDSv1    = "imdsv1"
+	protocolIMDSv2    = "imdsv2"
+	protocolContainer = "container"
+)
+
+// protocol is that of a request of the metadata API whose token was accepted.
+func protocol(r *http.Request) string {
+	if len(r.Header[headerToken]) > 0 {
+		return protocolIMDSv2
+	}
+	return protocolIMDSv1
 }
 
 // newToken answers PUT /latest/api/token. It never waits: SDKs give the call a

@@ -51,7 +51,7 @@ func (s *Server) containerCredentials(ctx context.Context, claim identity.Claim,
 
 func (s *Server) containerView(claim identity.Claim) view {
 	return s.viewCredentials(claim, "", true, func(c identity.Caller, issued *credentials.Issued) answer {
-		s.served(c, issued)
+		s.served(c, issued, protocolContainer)
 		return answer{status: http.StatusOK, json: true, body: issued.Document(credentials.FormContainer, func(cr *sts.Credentials) []byte {
 			return containerDocument(cr, c.Role)
 		})}

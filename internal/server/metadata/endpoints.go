@@ -126,9 +126,9 @@ func (s *Server) roleView(claim identity.Claim) view {
 	return done(text(http.StatusOK, c.Role.Name()))
 }
 
-func (s *Server) credentialsView(claim identity.Claim, name string) view {
-	return s.viewCredentials(claim, name, true, func(c identity.Caller, issued *credentials.Issued) answer {
-		s.served(c, issued)
+func (s *Server) credentialsView(claim identity.Claim, t target) view {
+	return s.viewCredentials(claim, t.role, true, func(c identity.Caller, issued *credentials.Issued) answer {
+		s.served(c, issued, t.protocol)
 		return answer{status: http.StatusOK, body: issued.Document(credentials.FormMetadata, credentialsDocument)}
 	}, deniedAsEC2)
 }

@@ -39,6 +39,7 @@ const (
 func (s *Server) tellRefused(r *http.Request, a answer) {
 	from, _ := source(r) // without one there is no refusal
 	claim := identity.Claim{Address: from}
+	s.auditRefused(claim, a)
 	suppressed, ok := s.sampler.admit(string(a.refusal.kind), claim.Address)
 	if !ok {
 		return
@@ -56,6 +57,7 @@ func (s *Server) tellRefused(r *http.Request, a answer) {
 // tell reports a failed request in the log and on the pod.
 func (s *Server) tell(a *answer) {
 	c, d := a.failure.caller, a.failure.diagnosis
+	s.auditDenied(c, d, a.status)
 	pods := c.Claimants
 	if c.Pod != nil {
 		pods = []*identity.Pod{c.Pod}

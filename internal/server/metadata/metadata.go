@@ -17,6 +17,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/iam4kube/iam4kube/internal/logging"
+	"github.com/iam4kube/iam4kube/internal/server/audit"
 	"github.com/iam4kube/iam4kube/internal/server/credentials"
 	"github.com/iam4kube/iam4kube/internal/server/diagnosis"
 	"github.com/iam4kube/iam4kube/internal/server/identity"
@@ -43,6 +44,8 @@ type Config struct {
 	Region, AvailabilityZone string
 	Registry                 prometheus.Registerer
 	Log                      *zap.Logger
+	// Audit is where it is recorded who got credentials and who did not; nil: nowhere.
+	Audit *audit.Log
 }
 
 // Server is the http.Handler of the metadata API. Serve it without a mux, which
@@ -145,6 +148,7 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, t target) answer
 		return text(http.StatusMethodNotAllowed, "iam4kube: method not allowed")
 	}
 	authorization := r.Header["Authorization"]
+	t.protocol = protocol(r)
 	// What the client sent is not kept while its request waits: a map of many short lines
 	// takes 20 times their size.
 	r.Header, r.URL, r.RequestURI = nil, nil, ""
@@ -162,7 +166,7 @@ func (s *Server) look(claim identity.Claim, t target) view {
 	case endpointRole:
 		return s.roleView(claim)
 	case endpointCredentials:
-		return s.credentialsView(claim, t.role)
+		return s.credentialsView(claim, t)
 	case endpointInfo:
 		return s.infoView(claim)
 	case endpointZone:
@@ -285,7 +289,7 @@ func (v view) end(deadline time.Time) time.Time {
 // served notes who got which credentials: one log line for each pod and
 // generation, by which CloudTrail can be traced back to the pod, and one event for
 // each pod and role.
-func (s *Server) served(c identity.Caller, issued *credentials.Issued) {
+func (s *Server) served(c identity.Caller, issued *credentials.Issued, protocol string) {
 	last := c.Pod.Life.Served.Load()
 	if last != nil && *last == issued.AccessKeyID {
 		return
@@ -298,4 +302,5 @@ func (s *Server) served(c identity.Caller, issued *credentials.Issued) {
 		zap.String(logging.Pod, c.Pod.Name), zap.String(logging.UID, string(c.Pod.UID)),
 		zap.String(logging.AccessKeyID, issued.AccessKeyID), zap.Time(logging.Expiration, issued.Expiration), zap.String(logging.Proof, c.Proof()))...)
 	s.cfg.Events.Record(c.Pod, c.Subject().Served()) // which is news once for each role
+	s.auditServed(c, issued, protocol)
 }

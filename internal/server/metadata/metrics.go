@@ -27,6 +27,7 @@ type metrics struct {
 	requests     *prometheus.CounterVec
 	waitingNow   map[diagnosis.Piece]prometheus.Gauge
 	waitDuration *prometheus.HistogramVec
+	v1, v2       prometheus.Counter
 }
 
 func newMetrics(registry prometheus.Registerer) *metrics {
@@ -47,6 +48,11 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 			Name: "iam4kube_wait_duration_seconds", Help: "Time that requests waited, by the piece that was missing first and by how the wait ended.", Buckets: buckets,
 		}, []string{"missing", "outcome"}),
 	}
+	versions := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "iam4kube_imds_requests_total",
+		Help: "Requests of the metadata API without a session token (v1), whether that is allowed or not, and with a good one (v2).",
+	}, []string{"version"})
+	m.v1, m.v2 = versions.WithLabelValues("v1"), versions.WithLabelValues("v2")
 	// Looked up once: a warm request should not pay for it.
 	for _, e := range endpoints {
 		m.duration[e] = duration.WithLabelValues(string(e))
@@ -58,7 +64,7 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 			m.waitDuration.WithLabelValues(string(p), outcome)
 		}
 	}
-	registry.MustRegister(duration, m.requests, waitingNow, m.waitDuration)
+	registry.MustRegister(duration, m.requests, waitingNow, m.waitDuration, versions)
 	return m
 }
 
@@ -69,6 +75,20 @@ func (m *metrics) request(e endpoint, status int, took time.Duration) {
 		return
 	}
 	m.requests.WithLabelValues(string(e), strconv.Itoa(status)).Inc()
+}
+
+// version counts a request by the version of the protocol, if its endpoint has two.
+func (m *metrics) version(e endpoint, protocol string) {
+	switch e {
+	case endpointRole, endpointCredentials, endpointInfo, endpointZone, endpointRegion, endpointDocument:
+	case endpointToken, endpointContainer, endpointReady, endpointNone:
+		return
+	}
+	if protocol == protocolIMDSv1 {
+		m.v1.Inc()
+		return
+	}
+	m.v2.Inc()
 }
 
 func (m *metrics) waiting(p diagnosis.Piece, n float64) { m.waitingNow[p].Add(n) }

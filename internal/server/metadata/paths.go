@@ -44,6 +44,8 @@ type target struct {
 	role string
 	// query is what follows the question mark of endpointReady.
 	query string
+	// protocol is that by which credentials are asked for.
+	protocol string
 }
 
 const (

@@ -31,6 +31,7 @@ func add(f *flags.Set) (config func() ip2service.Config) {
 	f.IPs(&intercept, "intercept-ip", "169.254.169.254", "address to lead to the endpoints, may be repeated; if not given, also fd00:ec2::254 where there are IPv6 endpoints")
 	f.Bool(&cfg.InterceptHost, "intercept-host", "false", "lead what the node's own processes and hostNetwork pods send there, too, but never to 169.254.169.254 and fd00:ec2::254; mode node")
 	f.Bool(&cfg.InterceptLocal, "intercept-local", "false", "lead what pods send to an address that the node has itself, and an agent of its may listen at; mode node")
+	f.Bool(&cfg.KeepMetadata, "keep-metadata-service", "false", "leave 169.254.169.254 and fd00:ec2::254 to whoever answers there, so that pods reach the node's own metadata service unless somebody else prevents it; wants other addresses by --intercept-ip; mode node")
 	f.Port(&port, "intercept-port", "80", "port of it; all other ports are rejected")
 	f.Bool(&cfg.AllowDNS, "allow-dns", "false", "let DNS (UDP and TCP, port 53) to these addresses pass, where one is a cloud's resolver")
 	f.String(&cfg.ServiceNamespace, "service-namespace", "iam4kube", "namespace of the Service; mode node")
@@ -44,7 +45,7 @@ func add(f *flags.Set) (config func() ip2service.Config) {
 	f.Duration(&cfg.Wait, "wait", "5s", 0, longest, "time that the server may wait for what it has not seen yet of the pod; mode pod")
 	f.IPs(&cfg.PodIPs, "pod-ips", "", "the pod's addresses (status.podIPs), separated by commas; empty: those of its interfaces; mode pod")
 	f.String(&cfg.Pod, "pod", "", "NAMESPACE/NAME of the pod, which the server has to take it for; empty: not compared; mode pod")
-	f.Only("mode", ip2service.ModeNode, "service-namespace", "service-name", "service-target-port", "startup-taint", "node-name", "max-staleness", "intercept-host", "intercept-local")
+	f.Only("mode", ip2service.ModeNode, "service-namespace", "service-name", "service-target-port", "startup-taint", "node-name", "max-staleness", "intercept-host", "intercept-local", "keep-metadata-service")
 	f.Only("mode", ip2service.ModePod, "to", "probe-timeout", "wait", "pod-ips", "pod")
 	return func() ip2service.Config {
 		if !f.Given("intercept-ip") { // the default is more than help can show

@@ -77,6 +77,10 @@ func TestWrongFlagsExitWith2(t *testing.T) {
 		{[]string{"--intercept-host", "--intercept-ip=169.254.169.254,fd00:ec2::254"}, []string{"--intercept-host", "169.254.170.2"}},
 		{[]string{"--intercept-host=maybe"}, []string{"intercept-host", "true or false"}},
 		{[]string{"--intercept-local=maybe"}, []string{"intercept-local", "true or false"}},
+		{[]string{"--keep-metadata-service"}, []string{"--keep-metadata-service", "--intercept-ip", "169.254.170.2"}},
+		{[]string{"--keep-metadata-service", "--intercept-ip=169.254.170.2", "--intercept-ip=169.254.169.254"}, []string{"--keep-metadata-service", "other addresses alone"}},
+		{[]string{"--keep-metadata-service", "--intercept-ip=169.254.170.2,fd00:ec2::254"}, []string{"--keep-metadata-service", "other addresses alone"}},
+		{[]string{"--keep-metadata-service=maybe"}, []string{"keep-metadata-service", "true or false"}},
 		{[]string{"--startup-taint=a"}, []string{"--startup-taint", "--node-name", "NODE_NAME"}},
 		{[]string{"--startup-taint=a b", "--node-name=n"}, []string{"--startup-taint", "key of a taint"}},
 		{[]string{"--unknown"}, []string{"-unknown", "--intercept-ip", "--to"}},
@@ -117,7 +121,7 @@ func TestWrongFlagsExitWith2(t *testing.T) {
 // A flag that the mode does not know is a mistake of whoever wrote it.
 func TestFlagsOfTheOtherModeExitWith2(t *testing.T) {
 	for name, value := range map[string]string{
-		"service-namespace": "iam4kube", "service-name": "iam4kube", "service-target-port": "http", "startup-taint": "a", "node-name": "n", "max-staleness": "1h", "intercept-host": "true", "intercept-local": "true",
+		"service-namespace": "iam4kube", "service-name": "iam4kube", "service-target-port": "http", "startup-taint": "a", "node-name": "n", "max-staleness": "1h", "intercept-host": "true", "intercept-local": "true", "keep-metadata-service": "true",
 	} {
 		checkRefused(t, []string{"--mode", "pod", "--to", "10.96.0.7:80", "--" + name + "=" + value}, "--"+name, "--mode pod")
 	}
@@ -180,6 +184,9 @@ func TestFlagsBecomeTheConfig(t *testing.T) {
 			c.Mode, c.To, c.Intercept = ip2service.ModeNode, nil, addrPorts("169.254.170.2:80")
 			c.InterceptHost, c.InterceptLocal = true, true
 		})},
+		{[]string{"--keep-metadata-service", "--intercept-ip", "169.254.170.2,fd00:ec2::23"}, pod(func(c *ip2service.Config) {
+			c.Mode, c.To, c.Intercept, c.KeepMetadata = ip2service.ModeNode, nil, addrPorts("169.254.170.2:80", "[fd00:ec2::23]:80"), true
+		})},
 		{[]string{"--startup-taint", "iam4kube.io/not-ready", "--node-name", "node-1", "--service-target-port", "8080"}, pod(func(c *ip2service.Config) {
 			c.Mode, c.To = ip2service.ModeNode, nil
 			c.StartupTaint, c.NodeName, c.ServiceTargetPort = "iam4kube.io/not-ready", "node-1", "8080"
@@ -217,7 +224,7 @@ func TestHelp(t *testing.T) {
 		// The names and defaults that manifests and users rely on.
 		lines := []string{
 			`--log-level "info"`, `--log-encoding "json"`, `--aux-listen-on ":9090"`, `--debug "false"`, `--kubeconfig ""`,
-			`--mode "node"`, `--cleanup "false"`, `--intercept-ip "169.254.169.254"`, `--intercept-port "80"`, `--allow-dns "false"`, `--intercept-host "false"`, `--intercept-local "false"`,
+			`--mode "node"`, `--cleanup "false"`, `--intercept-ip "169.254.169.254"`, `--intercept-port "80"`, `--allow-dns "false"`, `--intercept-host "false"`, `--intercept-local "false"`, `--keep-metadata-service "false"`,
 			`--service-namespace "iam4kube"`, `--service-name "iam4kube"`, `--service-target-port "http"`, `--startup-taint ""`, `--node-name ""`, `--max-staleness "15m"`,
 			`--to ""`, `--probe-timeout "60s"`, `--wait "5s"`, `--pod-ips ""`, `--pod ""`, `--version "false"`,
 		}

@@ -40,6 +40,8 @@ type Config struct {
 	// InterceptHost: the addresses of Intercept but for the metadata service's hold for the
 	// host's own processes, too. InterceptLocal: these also where the host has them itself.
 	InterceptHost, InterceptLocal bool
+	// KeepMetadata: the metadata service's addresses are neither led nor guarded.
+	KeepMetadata bool
 
 	// In a pod.
 	To           []netip.AddrPort
@@ -68,6 +70,8 @@ func (c Config) Validate() error {
 		return fmt.Errorf("--max-staleness %v: want 0, which sets no limit, or at least %v: a quiet watch is silent for up to three minutes", c.MaxStaleness, minStaleness)
 	case c.InterceptHost && !slices.ContainsFunc(c.Intercept, func(i netip.AddrPort) bool { return !routes.Metadata(i.Addr()) }):
 		return errors.New("--intercept-host needs an --intercept-ip that is not the metadata service's, such as 169.254.170.2: that one stays the host's own")
+	case c.KeepMetadata && slices.ContainsFunc(c.Intercept, func(i netip.AddrPort) bool { return routes.Metadata(i.Addr()) }):
+		return errors.New("--keep-metadata-service leaves 169.254.169.254 and fd00:ec2::254 to another metadata service: want other addresses alone by --intercept-ip, such as 169.254.170.2")
 	case c.StartupTaint != "" && c.NodeName == "":
 		return errors.New("--startup-taint needs --node-name, or the environment variable NODE_NAME from the field spec.nodeName")
 	case c.StartupTaint != "" && len(validation.IsQualifiedName(c.StartupTaint)) > 0:

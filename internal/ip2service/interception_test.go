@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 
@@ -45,6 +46,21 @@ func TestWhatIsInterceptedOnANode(t *testing.T) {
 			t.Errorf("%s: %+v, want %+v", name, have, c.want)
 		}
 	}
+}
+
+// Where another metadata service is to be kept its addresses are not in the rules at all.
+func TestAnotherMetadataServiceIsKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := startRigWith(t, func(b *rig) {
+			b.cfg.Intercept, b.cfg.KeepMetadata = credentials[len(intercept):], true
+		})
+		b.list("ready " + one)
+		endpoints := []netip.AddrPort{netip.MustParseAddrPort(one)}
+		want := text(&routes.Routes{Hooks: routes.Node, Intercept: credentials[len(intercept):], KeepMetadata: true, New: endpoints, Live: endpoints})
+		if have := b.kernel.text(); have != want || strings.Contains(have, "169.254.169.254") || strings.Contains(have, "fd00:ec2::254") {
+			t.Errorf("want %s, have\n%s", want, have)
+		}
+	})
 }
 
 // An agent that comes to the node takes its address, with a reason, and gives it back; the

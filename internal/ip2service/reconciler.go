@@ -212,7 +212,7 @@ func (r *reconciler) sync(want routes.Routes) (changed bool, err error) {
 }
 
 func (r *reconciler) routes(i interception, fresh, live []netip.AddrPort, known bool) routes.Routes {
-	return routes.Routes{Hooks: routes.Node, Intercept: i.pods, Host: i.host, DNS: r.cfg.AllowDNS, New: fresh, Live: live, Unknown: !known}
+	return routes.Routes{Hooks: routes.Node, Intercept: i.pods, Host: i.host, KeepMetadata: r.cfg.KeepMetadata, DNS: r.cfg.AllowDNS, New: fresh, Live: live, Unknown: !known}
 }
 
 // leave adds to the live endpoints those that left a moment ago, and says when the first

@@ -135,6 +135,55 @@ func TestHostIsLedToContainerCredentials(t *testing.T) {
 	}
 }
 
+// Where another metadata service is to be kept, pods get to it as if nothing of ours were there,
+// and to nobody else at the other addresses. Without that they get nowhere, also with the rules
+// of a moment ago in their place.
+func TestAnotherMetadataServiceIsKept(t *testing.T) {
+	far := netns.NewFarSide(t)
+	pod, host, endpoint := credentialsBeyond(t, far)
+	kept := ownRoutes(endpoint)
+	kept.KeepMetadata = true
+	kept.Intercept = kept.Intercept[len(metadata):]
+	guarded := kept
+	guarded.KeepMetadata = false
+	metadataEnds := func(from *place, end func(to netip.AddrPort) string) {
+		for _, a := range metadata {
+			for _, to := range []netip.AddrPort{netip.AddrPortFrom(a, 80), netip.AddrPortFrom(a, 8080)} {
+				wantEnd(t, from, to, end(to))
+			}
+		}
+	}
+	itself := func(to netip.AddrPort) string { return "to " + to.String() }
+	nowhere := func(netip.AddrPort) string { return "reset" }
+	(&place{name: "far side", do: far.Do}).serve(t, []uint16{8080}, metadata[routes.IPv4], metadata[routes.IPv6])
+	for _, noEndpoint := range []bool{false, true} {
+		if noEndpoint {
+			kept.New, kept.Live, guarded.New, guarded.Live = nil, nil, nil, nil
+		}
+		sync(t, guarded)
+		metadataEnds(pod, nowhere)
+		if far.TakeLeaks(t) != 0 {
+			t.Error("a pod got to the metadata service")
+		}
+		sync(t, kept)
+		metadataEnds(pod, itself)
+		metadataEnds(host, itself)
+		far.TakeLeaks(t) // as it should be
+		for _, from := range []*place{pod, host} {
+			for _, a := range containerCredentials {
+				want := "to " + netip.AddrPortFrom(endpoint.addresses[routes.FamilyOf(a)], 8080).String()
+				if noEndpoint {
+					want = "reset"
+				}
+				wantEnd(t, from, netip.AddrPortFrom(a, 80), want)
+				wantEnd(t, from, netip.AddrPortFrom(a, 8080), "reset")
+			}
+		}
+	}
+	sync(t, guarded)
+	metadataEnds(pod, nowhere)
+}
+
 // While the endpoints are not known, the host is led by those of an earlier run, or refused.
 func TestHostIsLedByAnEarlierRun(t *testing.T) {
 	far := netns.NewFarSide(t)

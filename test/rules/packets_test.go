@@ -287,6 +287,7 @@ func (h *history) changeRules(t *testing.T) {
 	if h.onNode && h.IntN(3) > 0 {
 		r.Host = slices.DeleteFunc(r.Intercepted(), func(a netip.Addr) bool { return routes.Metadata(a) || h.IntN(5) == 0 })
 	}
+	r.KeepMetadata = h.IntN(3) == 0 && !slices.ContainsFunc(r.Intercepted(), routes.Metadata)
 	h.Shuffle(len(r.Intercept), func(i, j int) { r.Intercept[i], r.Intercept[j] = r.Intercept[j], r.Intercept[i] })
 	h.routes, h.filter.ours = r, ruleset.Build(r)
 	if _, err := kernel.Sync(r); err != nil {
@@ -353,7 +354,10 @@ func (h *history) checkPromise(t *testing.T, from *place, target netip.AddrPort,
 	if !h.onNode && have.leadsTo(h.host.addresses[routes.FamilyOf(to)]) {
 		return // as is what another table leads to the pod itself
 	}
-	guarded := []netip.Addr{routes.MetadataIPv4, routes.MetadataIPv6}
+	var guarded []netip.Addr
+	if !h.routes.KeepMetadata {
+		guarded = append(guarded, routes.MetadataIPv4, routes.MetadataIPv6)
+	}
 	for _, i := range h.routes.Intercept {
 		guarded = append(guarded, i.Addr())
 	}

@@ -32,8 +32,8 @@ func FamilyOf(a netip.Addr) Family {
 
 // The addresses of EC2's instance metadata service,
 // https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-retrieval.html.
-// They are guarded whatever is intercepted: a node with an IPv4 route alone must not
-// give its role away by IPv6.
+// They are guarded whatever is intercepted, unless somebody wants Routes.KeepMetadata: a node
+// with an IPv4 route alone must not give its role away by IPv6.
 var (
 	MetadataIPv4 = netip.MustParseAddr("169.254.169.254")
 	MetadataIPv6 = netip.MustParseAddr("fd00:ec2::254")
@@ -65,6 +65,9 @@ type Routes struct {
 	// Host are those of the addresses of Intercept that hold for what the host itself sends,
 	// too, where Hooks is Node.
 	Host []netip.Addr
+	// KeepMetadata leaves the addresses of the metadata service to whoever answers there: they
+	// are not guarded unless they are in Intercept.
+	KeepMetadata bool
 	// DNS lets packets to the domain port of these addresses pass by UDP and TCP, where the
 	// same address is a cloud's resolver. They go where they were sent.
 	DNS bool
@@ -103,7 +106,7 @@ func (r Routes) Intercepted() (addresses []netip.Addr) {
 func (r Routes) Guarded(family Family) []netip.Addr {
 	addresses := r.Of(family).Intercepted()
 	metadata := map[Family]netip.Addr{IPv4: MetadataIPv4, IPv6: MetadataIPv6}[family]
-	if !slices.Contains(addresses, metadata) {
+	if !r.KeepMetadata && !slices.Contains(addresses, metadata) {
 		addresses = append(addresses, metadata)
 	}
 	return addresses
@@ -111,7 +114,7 @@ func (r Routes) Guarded(family Family) []netip.Addr {
 
 // Equal says whether both want the same.
 func (r Routes) Equal(other Routes) bool {
-	return r.Hooks == other.Hooks && r.Unknown == other.Unknown && r.DNS == other.DNS && slices.Equal(r.Intercept, other.Intercept) &&
+	return r.Hooks == other.Hooks && r.KeepMetadata == other.KeepMetadata && r.Unknown == other.Unknown && r.DNS == other.DNS && slices.Equal(r.Intercept, other.Intercept) &&
 		slices.Equal(r.Host, other.Host) && slices.Equal(r.New, other.New) && slices.Equal(r.Live, other.Live)
 }
 

@@ -40,7 +40,7 @@ const (
 )
 
 // overlays are all that can be applied beside the namespace, which is there from the start.
-var overlays = []string{"both", "node-wide", "injection", "startup-taint", "no-dedicated-nodes", "uninstall"}
+var overlays = []string{"both", "node-wide", "injection", "startup-taint", "no-dedicated-nodes", "tokens-alone", "uninstall"}
 
 var (
 	cp     *controlplane.ControlPlane

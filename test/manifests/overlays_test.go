@@ -47,6 +47,7 @@ func TestOverlaysHoldWhatTheirNamesSay(t *testing.T) {
 		"node-wide":          {webhook, hook, "ServiceAccount/iam4kube-webhook", "Certificate/iam4kube-webhook"},
 		"injection":          {ip2service, "ServiceAccount/iam4kube-ip2service"},
 		"no-dedicated-nodes": {policy},
+		"tokens-alone":       {hook},
 		"uninstall":          all,
 	} {
 		t.Run(overlay, func(t *testing.T) {
@@ -206,6 +207,32 @@ func TestTokenAddresses(t *testing.T) {
 		if seen != want {
 			t.Errorf("%s: %d of them", overlay, seen)
 		}
+	}
+}
+
+// TestTokensAlone: nothing but the addresses of container credentials is led or guarded on nodes,
+// also for the host, and the webhook is asked for tokens and nothing else.
+func TestTokensAlone(t *testing.T) {
+	objects := mustBuild(t, manifest("tokens-alone"))
+	container := find[appsv1.DaemonSet](t, objects, "DaemonSet", "iam4kube-ip2service").Spec.Template.Spec.Containers[0]
+	want := []string{
+		"--mode=node", "--aux-listen-on=:9090", "--keep-metadata-service",
+		"--intercept-ip=169.254.170.2", "--intercept-ip=169.254.170.23", "--intercept-ip=fd00:ec2::23", "--intercept-host",
+	}
+	if !slices.Equal(container.Args, want) {
+		t.Errorf("%q, want %q", container.Args, want)
+	}
+	bare := withImage(container, "ip2service")
+	bare.Args = nil
+	value(t, bare, "keep-metadata-service") // the program has it
+	var asked []string
+	for _, object := range objects {
+		if object.GetKind() == "MutatingWebhookConfiguration" {
+			asked = append(asked, object.GetName())
+		}
+	}
+	if !slices.Equal(asked, []string{"iam4kube-webhook-token"}) {
+		t.Errorf("asked: %q", asked)
 	}
 }
 

@@ -157,7 +157,7 @@ func TestTheServiceIsThatOfTheServer(t *testing.T) {
 // for. Of pods on the host's network no policy says anything.
 func TestMetricsAreForNamespacesWithTheLabel(t *testing.T) {
 	allowed := map[string]string{"iam4kube-server": "http", "iam4kube-webhook": "https"}
-	for _, overlay := range []string{"both", "node-wide", "injection", "startup-taint", "no-dedicated-nodes"} {
+	for _, overlay := range []string{"both", "node-wide", "injection", "startup-taint", "no-dedicated-nodes", "tokens-alone"} {
 		objects := mustBuild(t, manifest(overlay))
 		for _, w := range workloads(t, objects) {
 			if w.template.Spec.HostNetwork {

@@ -3,10 +3,8 @@ package listener
 import (
 	"bytes"
 	"errors"
-	"net"
 	"slices"
 	"strconv"
-	"sync"
 	"time"
 )
 
@@ -15,11 +13,15 @@ import (
 // twelve times as much memory for it. What comes whole in one read, as nearly all do,
 // passes without a copy.
 //
+// How long it may take to the next request and to the end of an answer is bounded here, too,
+// by the time of the listener's last sweep: net/http asks for the time thrice more for that.
+//
 // A request of HTTP/1.1 without a Host header gets an empty one: EC2 answers it, and
 // clients rely on that (aws-c-auth before 0.6.24), but net/http refuses it before a handler
 // is asked.
 type headerConn struct {
-	net.Conn
+	*conn
+	timeouts Timeouts
 
 	// kept are bytes that were read and not passed on, of which the first ready may be.
 	kept  []byte
@@ -32,11 +34,22 @@ type headerConn struct {
 	// tooLarge is a header over its bounds: net/http reads on until its own bound, and refuses
 	// it in its turn among the answers.
 	tooLarge bool
+	// begun: a part of a header is there.
+	begun bool
+	// asked is how many requests have no answer yet, guarded by mu.
+	asked int
+}
 
-	// The deadlines of the reader and of a header that has begun. They are set by other
-	// goroutines, too.
-	deadlines     sync.Mutex
-	wanted, begun time.Time
+// Timeouts of a connection with plain HTTP/1; 0: none.
+type Timeouts struct {
+	// Idle is from an answer to the next request, Answer from a request's header to the end of
+	// its answer.
+	Idle, Answer time.Duration
+}
+
+func newHeaderConn(c *conn, timeouts Timeouts) *headerConn {
+	c.header = c.listener.now() + HeaderTimeout
+	return &headerConn{conn: c, timeouts: timeouts}
 }
 
 var errNoProgress = errors.New("listener: no progress")
@@ -63,9 +76,9 @@ func (c *headerConn) Read(p []byte) (int, error) {
 			}
 			return len(p), nil
 		case c.endless:
-			return c.Conn.Read(p)
+			return c.conn.Read(p)
 		case c.body > 0:
-			n, err := c.Conn.Read(p[:min(int64(len(p)), c.body)])
+			n, err := c.conn.Read(p[:min(int64(len(p)), c.body)])
 			c.body -= int64(n)
 			return n, err
 		}
@@ -82,18 +95,19 @@ func (c *headerConn) readHeader(p []byte) (int, error) {
 		if cap(c.kept)-len(c.kept) < 512 {
 			c.kept = append(make([]byte, 0, min(2*cap(c.kept)+1024, MaxHeaderBytes+1024)), c.kept...)
 		}
-		n, err := c.Conn.Read(c.kept[len(c.kept):cap(c.kept)])
+		n, err := c.conn.Read(c.kept[len(c.kept):cap(c.kept)])
 		c.kept = c.kept[:len(c.kept)+n]
 		c.classify()
 		return 0, errIfNothing(n, err)
 	}
-	n, err := c.Conn.Read(p)
+	n, err := c.conn.Read(p)
 	if n == 0 {
 		return 0, errIfNothing(n, err)
 	}
 	data := p[:n]
 	if c.head.scan(data) && !c.head.edited() && len(data) <= c.head.end+int(min(c.head.length, MaxHeaderBytes)) {
 		c.body, c.head = c.head.length-int64(len(data)-c.head.end), head{}
+		c.headerEnds()
 		return n, nil
 	}
 	c.kept = append(c.kept, data...)
@@ -129,57 +143,63 @@ func (c *headerConn) classify() {
 		c.kept = c.head.edit(c.kept)
 		c.ready, c.body, c.endless = c.head.end, c.head.length, c.head.endless
 		c.head = head{}
-		c.headerBegins(false)
+		c.headerEnds()
 	case len(c.kept) > MaxHeaderBytes, c.head.lines > maxHeaderLines:
 		c.tooLarge, c.ready = true, min(c.head.firstLine, MaxHeaderBytes)
 		c.kept = c.kept[:c.ready:c.ready]
-		c.headerBegins(false)
+		c.headerEnds()
 	default:
-		c.headerBegins(true)
+		c.headerBegins()
 	}
 }
 
-// headerBegins is that the bytes so far are a part of a header, or are none.
-func (c *headerConn) headerBegins(begins bool) {
-	c.deadlines.Lock()
-	defer c.deadlines.Unlock()
-	if begins != c.begun.IsZero() {
+// headerBegins is that the bytes so far are a part of a header.
+func (c *headerConn) headerBegins() {
+	if c.begun {
 		return
 	}
-	c.begun = time.Time{}
-	if begins {
-		c.begun = time.Now().Add(HeaderTimeout)
+	c.begun = true
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.header = c.listener.at(time.Now().Add(HeaderTimeout))
+}
+
+// headerEnds is that a request begins.
+func (c *headerConn) headerEnds() {
+	c.begun = false
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.header, c.write = never, c.after(c.timeouts.Answer)
+	c.asked++
+}
+
+// SetWriteDeadline implements net.Conn. That an answer has ended is known by its having no
+// deadline any more.
+func (c *headerConn) SetWriteDeadline(t time.Time) error {
+	if !t.IsZero() {
+		return c.conn.SetWriteDeadline(t)
 	}
-	_ = c.setReadDeadline() // the next read says what is wrong with the connection
-}
-
-// SetReadDeadline implements net.Conn.
-func (c *headerConn) SetReadDeadline(t time.Time) error {
-	c.deadlines.Lock()
-	defer c.deadlines.Unlock()
-	c.wanted = t
-	return c.setReadDeadline()
-}
-
-// SetDeadline implements net.Conn.
-func (c *headerConn) SetDeadline(t time.Time) error {
-	return errors.Join(c.SetReadDeadline(t), c.SetWriteDeadline(t))
-}
-
-func (c *headerConn) setReadDeadline() error {
-	t := c.wanted
-	if t.IsZero() || (!c.begun.IsZero() && c.begun.Before(t)) {
-		t = c.begun
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.asked--
+	switch {
+	case c.asked > 0: // by a client that did not wait for the answer
+		c.write = c.after(c.timeouts.Answer)
+	case c.header == never:
+		c.header = c.after(c.timeouts.Idle)
+		fallthrough
+	default:
+		c.write = never
 	}
-	return c.Conn.SetReadDeadline(t)
-}
-
-// CloseWrite is that of the connection below.
-func (c *headerConn) CloseWrite() error {
-	if w, ok := c.Conn.(interface{ CloseWrite() error }); ok {
-		return w.CloseWrite()
-	}
+	c.enforce()
 	return nil
+}
+
+func (c *headerConn) after(timeout time.Duration) time.Duration {
+	if timeout == 0 {
+		return never
+	}
+	return c.listener.now() + timeout
 }
 
 // head is what is known of a header of which more bytes come, line by line: RFC 9112,

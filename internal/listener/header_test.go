@@ -3,16 +3,20 @@ package listener
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"net"
 	"net/http"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"testing/iotest"
 	"testing/synctest"
 	"time"
+
+	"go.uber.org/zap"
 )
 
 // pieces is a connection whose reads return one piece each.
@@ -35,8 +39,30 @@ func (c *pieces) Read(p []byte) (int, error) {
 
 func (*pieces) SetReadDeadline(time.Time) error { return nil }
 
+// unswept is the listener of connections without deadlines.
+var unswept = newListener(nil, Limits{}, zap.NewNop())
+
 func through(data string, at int) *headerConn {
-	return &headerConn{Conn: &pieces{data: [][]byte{[]byte(data[:at]), []byte(data[at:])}}}
+	return newHeaderConn(newConn(&pieces{data: [][]byte{[]byte(data[:at]), []byte(data[at:])}}, unswept), Timeouts{})
+}
+
+// piped returns both ends of a connection whose deadlines are swept until the test ends.
+func piped(t *testing.T, timeouts Timeouts) (ours *headerConn, theirs net.Conn) {
+	t.Helper()
+	below, theirs := net.Pipe()
+	l := newListener(nil, Limits{Connections: 10, PerSource: 10}, zap.NewNop())
+	c := newConn(below, l)
+	c.held, _ = l.shares.take(c.source, 1)
+	l.keep(c)
+	ctx, cancel := context.WithCancel(t.Context())
+	var sweeper sync.WaitGroup
+	sweeper.Go(func() { l.Sweep(ctx) })
+	t.Cleanup(func() {
+		cancel()
+		sweeper.Wait()
+		_, _ = c.Close(), theirs.Close()
+	})
+	return newHeaderConn(c, timeouts), theirs
 }
 
 // What comes out is what went in but for the lines that are added, wherever the bytes are
@@ -107,48 +133,107 @@ func TestTooLargeHeaderNeverEnds(t *testing.T) {
 	}
 }
 
-// A header has three seconds from its first byte, however its reader's deadline is moved,
-// and the time between requests is the reader's affair.
-func TestHeaderTimeout(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ours, theirs := net.Pipe()
-		defer func() { _, _ = ours.Close(), theirs.Close() }()
-		c := &headerConn{Conn: ours}
-		write := func(s string) {
-			if _, err := io.WriteString(theirs, s); err != nil {
-				t.Error(err)
-			}
-		}
-		buffer := make([]byte, 4096)
-		_ = c.SetReadDeadline(time.Now().Add(time.Hour))
-		go func() {
-			time.Sleep(time.Minute) //nolint:forbidigo // the bubble's clock
-			write("GET / HTTP/1.1\r\n")
-			time.Sleep(2 * time.Second) //nolint:forbidigo // the bubble's clock
-			write("Host: a\r\n\r\n")
-			time.Sleep(10 * time.Second) //nolint:forbidigo // the bubble's clock
-			write("GET")
-			time.Sleep(time.Second) //nolint:forbidigo // the bubble's clock
-			_ = c.SetReadDeadline(time.Time{})
-			write(" /")
-		}()
-		if n, err := c.Read(buffer); n == 0 || err != nil {
-			t.Fatalf("%d, %v", n, err)
-		}
-		start := time.Now()
-		n, err := c.Read(buffer)
-		if took := time.Since(start); n != 0 || !errors.Is(err, os.ErrDeadlineExceeded) || took != 13*time.Second {
-			t.Errorf("%d, %v after %v", n, err, took)
-		}
-	})
+// within fails unless do fails for its deadline after that time, as exactly as deadlines are
+// swept.
+func within(t *testing.T, what string, after time.Duration, do func() error) {
+	t.Helper()
+	start := time.Now()
+	err := do()
+	if took := time.Since(start); !errors.Is(err, os.ErrDeadlineExceeded) || took < after-sweepEvery || took > after+sweepEvery {
+		t.Errorf("%s: %v after %v, want %v", what, err, took, after)
+	}
+}
+
+// A header has three seconds from its first byte, the first one from the connection's start,
+// the next request and an answer have their own times, and the reader's deadline changes
+// nothing about that.
+func TestTimeouts(t *testing.T) {
+	const request = "GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+	timeouts := Timeouts{Idle: time.Minute, Answer: 20 * time.Second}
+	for name, test := range map[string]func(*testing.T, *headerConn, net.Conn){
+		"nothing comes": func(t *testing.T, c *headerConn, _ net.Conn) {
+			within(t, "the first byte", HeaderTimeout, func() error { return readAll(c, time.Hour) })
+		},
+		"half a header": func(t *testing.T, c *headerConn, theirs net.Conn) {
+			go func() {
+				time.Sleep(2 * time.Second) //nolint:forbidigo // the bubble's clock
+				write(t, theirs, "GET")
+				time.Sleep(time.Second) //nolint:forbidigo // the bubble's clock
+				_ = c.SetReadDeadline(time.Time{})
+				write(t, theirs, " /")
+			}()
+			within(t, "the end of a header", 2*time.Second+HeaderTimeout, func() error { return readAll(c, time.Hour) })
+		},
+		"idle, and half a header then": func(t *testing.T, c *headerConn, theirs net.Conn) {
+			go write(t, theirs, request)
+			read(t, c, request)
+			_ = c.SetWriteDeadline(time.Time{})
+			go func() {
+				time.Sleep(50 * time.Second) //nolint:forbidigo // the bubble's clock
+				write(t, theirs, "GET")
+			}()
+			within(t, "the end of a header", 50*time.Second+HeaderTimeout, func() error { return readAll(c, 0) })
+		},
+		"idle": func(t *testing.T, c *headerConn, theirs net.Conn) {
+			go write(t, theirs, request)
+			read(t, c, request)
+			_ = c.SetWriteDeadline(time.Time{})
+			within(t, "the next request", timeouts.Idle, func() error { return readAll(c, 0) })
+		},
+		"an answer that nobody takes": func(t *testing.T, c *headerConn, theirs net.Conn) {
+			go write(t, theirs, request)
+			read(t, c, request)
+			within(t, "the answer", timeouts.Answer, func() error { _, err := c.Write([]byte("answer")); return err })
+		},
+		"an answer to a request that came early": func(t *testing.T, c *headerConn, theirs net.Conn) {
+			go write(t, theirs, request+request)
+			read(t, c, request+request)
+			_ = c.SetWriteDeadline(time.Time{})
+			within(t, "the second answer", timeouts.Answer, func() error { _, err := c.Write([]byte("answer")); return err })
+		},
+		"a request that waits": func(t *testing.T, c *headerConn, theirs net.Conn) {
+			go write(t, theirs, request)
+			read(t, c, request)
+			within(t, "the reader's deadline", time.Hour, func() error { return readAll(c, time.Hour) })
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c, theirs := piped(t, timeouts)
+				test(t, c, theirs)
+			})
+		})
+	}
+}
+
+func write(t *testing.T, c net.Conn, s string) {
+	t.Helper()
+	if _, err := io.WriteString(c, s); err != nil {
+		t.Error(err)
+	}
+}
+
+func read(t *testing.T, c net.Conn, want string) {
+	t.Helper()
+	got := make([]byte, len(want))
+	if _, err := io.ReadFull(c, got); err != nil || string(got) != want {
+		t.Fatalf("%q, %v", got, err)
+	}
+}
+
+// readAll reads to the end, with a deadline unless that is 0.
+func readAll(c net.Conn, deadline time.Duration) error {
+	if deadline > 0 {
+		_ = c.SetReadDeadline(time.Now().Add(deadline))
+	}
+	_, err := io.Copy(io.Discard, c)
+	return err
 }
 
 // A reader that is told to give up does, also in the midst of a header, and goes on later.
 func TestReaderGivesUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ours, theirs := net.Pipe()
-		defer func() { _, _ = ours.Close(), theirs.Close() }()
-		c := &headerConn{Conn: ours}
+		c, theirs := piped(t, Timeouts{})
 		go func() { _, _ = io.WriteString(theirs, "GET / HTTP/1.1\r\n") }()
 		failed := make(chan error)
 		go func() {

@@ -5,9 +5,10 @@ package listener
 
 import (
 	"context"
-	"crypto/tls"
+	"math"
 	"net"
 	"net/netip"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -48,11 +49,19 @@ type Listener struct {
 	net.Listener
 	shares *Shares
 	log    *zap.Logger
+
+	start time.Time
+	swept atomic.Int64
+
+	mu    sync.Mutex
+	conns []*conn
 }
 
-// Listen is net.Listen with TCP and with limits.
+// Listen is net.Listen with TCP and with limits. The deadlines of its connections need Sweep.
 func Listen(ctx context.Context, address string, limits Limits, log *zap.Logger) (*Listener, error) {
-	var config net.ListenConfig
+	// Every state of a connection has a deadline of two minutes at most, before which a probe
+	// of a client that is gone says nothing new. Each of its settings is a system call.
+	config := net.ListenConfig{KeepAlive: -1}
 	if !limits.LargeBodies {
 		// Connections inherit it; set later, it would not bound the window of their start.
 		config.Control = func(_, _ string, c syscall.RawConn) error {
@@ -69,53 +78,114 @@ func Listen(ctx context.Context, address string, limits Limits, log *zap.Logger)
 	if err != nil {
 		return nil, err
 	}
-	return &Listener{Listener: l, shares: NewShares(limits.Connections, limits.PerSource), log: logging.Sampled(log)}, nil
+	return newListener(l, limits, log), nil
+}
+
+func newListener(l net.Listener, limits Limits, log *zap.Logger) *Listener {
+	return &Listener{Listener: l, shares: NewShares(limits.Connections, limits.PerSource), log: logging.Sampled(log), start: time.Now()}
 }
 
 // Accept implements net.Listener.
 func (l *Listener) Accept() (net.Conn, error) {
+	c, err := l.accept()
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+func (l *Listener) accept() (*conn, error) {
 	for {
-		c, err := l.Listener.Accept()
+		accepted, err := l.Listener.Accept()
 		if err != nil {
 			return nil, err
 		}
-		source := sourceOf(c)
-		reason, ok := l.shares.Take(source, 1)
-		if ok {
-			return &conn{Conn: c, release: func() { l.shares.Give(source, 1) }, crowded: l.shares.crowd(source)}, nil
+		c := newConn(accepted, l)
+		c.source = sourceOf(accepted)
+		reason := Refusal("")
+		if c.held, reason = l.shares.take(c.source, 1); reason == "" {
+			l.keep(c)
+			return c, nil
 		}
-		l.log.Warn("reset a connection: too many are open", zap.Stringer(logging.SourceIP, source),
+		l.log.Warn("reset a connection: too many are open", zap.Stringer(logging.SourceIP, c.source),
 			zap.Stringer(logging.Address, l.Addr()), zap.String(logging.Reason, string(reason)))
-		reset(c)
+		reset(accepted)
 	}
+}
+
+func (l *Listener) keep(c *conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c.place = len(l.conns)
+	l.conns = append(l.conns, c)
+}
+
+// forget is keep's opposite, and does nothing when it is called again.
+func (l *Listener) forget(c *conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if c.place < 0 {
+		return
+	}
+	last := len(l.conns) - 1
+	l.conns[c.place] = l.conns[last]
+	l.conns[c.place].place = c.place
+	l.conns[last] = nil
+	l.conns, c.place = l.conns[:last], -1
+	l.shares.Give(c.source, 1)
+}
+
+// sweepEvery is how late a deadline may be enforced, at most.
+const sweepEvery = 200 * time.Millisecond
+
+// Sweep enforces the connections' deadlines until ctx ends.
+func (l *Listener) Sweep(ctx context.Context) {
+	ticker := time.NewTicker(sweepEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-ticker.C:
+			l.sweep(now)
+		}
+	}
+}
+
+// sweepAtOnce is for how many connections those that are opened or closed wait.
+const sweepAtOnce = 256
+
+func (l *Listener) sweep(now time.Time) {
+	l.swept.Store(int64(now.Sub(l.start)))
+	// From the end: what is closed meanwhile moves others to the front.
+	for end := math.MaxInt; end > 0; {
+		l.mu.Lock()
+		end = min(end, len(l.conns))
+		begin := max(0, end-sweepAtOnce)
+		for _, c := range l.conns[begin:end] {
+			c.mu.Lock()
+			c.enforce()
+			c.mu.Unlock()
+		}
+		l.mu.Unlock()
+		end = begin
+	}
+}
+
+// now is when the last sweep began, in the listener's time.
+func (l *Listener) now() time.Duration { return time.Duration(l.swept.Load()) }
+
+// at is a deadline in the listener's time, which begins at 0 with its start.
+func (l *Listener) at(t time.Time) time.Duration {
+	if t.IsZero() {
+		return never
+	}
+	return t.Sub(l.start)
 }
 
 // Connections returns how many are open, and how many were refused for that reason.
 func (l *Listener) Connections(reason Refusal) (open int64, refused uint64) {
 	return l.shares.Count(reason)
-}
-
-type crowdedKey struct{}
-
-// ConnContext is for http.Server: requests' contexts are those that Crowded asks.
-func ConnContext(ctx context.Context, c net.Conn) context.Context {
-	if withTLS, ok := c.(*tls.Conn); ok {
-		c = withTLS.NetConn()
-	}
-	if withHeaders, ok := c.(*headerConn); ok {
-		c = withHeaders.Conn
-	}
-	if limited, ok := c.(*conn); ok {
-		return context.WithValue(ctx, crowdedKey{}, limited.crowded)
-	}
-	return ctx
-}
-
-// Crowded is that few connections are left, in all or for the request's source, so that none
-// should stay idle: an SDK that starts anew for each task leaves one behind each time.
-func Crowded(request context.Context) bool {
-	crowded, ok := request.Value(crowdedKey{}).(func() bool)
-	return ok && crowded()
 }
 
 func sourceOf(c net.Conn) netip.Addr {
@@ -133,43 +203,20 @@ func reset(c net.Conn) {
 	_ = c.Close()
 }
 
-// conn gives its share back when it is closed, for the first time.
-type conn struct {
-	net.Conn
-	closed  atomic.Bool
-	release func()
-	crowded func() bool
-}
-
-// Close implements net.Conn.
-func (c *conn) Close() error {
-	err := c.Conn.Close()
-	if c.closed.CompareAndSwap(false, true) {
-		c.release()
-	}
-	return err
-}
-
-// CloseWrite is what net/http does before it closes a connection with unread bytes, so that
-// its answer is not lost.
-func (c *conn) CloseWrite() error {
-	if w, ok := c.Conn.(interface{ CloseWrite() error }); ok {
-		return w.CloseWrite()
-	}
-	return nil
-}
-
 // Headers returns a listener whose connections give a request's header to their reader
-// whole or not at all.
-func Headers(l net.Listener) net.Listener { return headers{l} }
+// whole or not at all, and have these time-outs.
+func Headers(l *Listener, timeouts Timeouts) net.Listener { return headers{l, timeouts} }
 
-type headers struct{ net.Listener }
+type headers struct {
+	*Listener
+	timeouts Timeouts
+}
 
 // Accept implements net.Listener.
 func (l headers) Accept() (net.Conn, error) {
-	c, err := l.Listener.Accept()
+	c, err := l.accept()
 	if err != nil {
 		return nil, err
 	}
-	return &headerConn{Conn: c}, nil
+	return newHeaderConn(c, l.timeouts), nil
 }

@@ -40,6 +40,12 @@ func NewShares(total, perSource int64) *Shares {
 
 // Take gives n to a source, or says why not. Whoever has taken it gives it back.
 func (s *Shares) Take(source netip.Addr, n int64) (Refusal, bool) {
+	_, refusal := s.take(source, n)
+	return refusal, refusal == ""
+}
+
+// take is Take, with what the source holds for crowded.
+func (s *Shares) take(source netip.Addr, n int64) (*atomic.Int64, Refusal) {
 	source = source.Unmap()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -50,15 +56,15 @@ func (s *Shares) Take(source netip.Addr, n int64) (Refusal, bool) {
 	switch next := held.Load() + n; {
 	case next > s.perSource:
 		s.refused[TooManyOfSource]++
-		return TooManyOfSource, false
+		return nil, TooManyOfSource
 	case next > s.total-s.sum.Load():
 		s.refused[TooMany]++
-		return TooMany, false
+		return nil, TooMany
 	}
 	s.held[source] = held
 	held.Add(n)
 	s.sum.Add(n)
-	return "", true
+	return held, ""
 }
 
 // Give takes n back from a source.
@@ -79,11 +85,8 @@ func (s *Shares) Count(reason Refusal) (held int64, refused uint64) {
 	return s.sum.Load(), s.refused[reason]
 }
 
-// crowd tells without a lock whether little is left, an eighth of all or half of what the
-// source may have. The source has to hold something as long as it is asked.
-func (s *Shares) crowd(source netip.Addr) (crowded func() bool) {
-	s.mu.Lock()
-	held := s.held[source.Unmap()]
-	s.mu.Unlock()
-	return func() bool { return s.sum.Load() > s.total-s.total/8 || held.Load() > s.perSource/2 }
+// crowded tells without a lock whether little is left, an eighth of all or half of what the
+// source may have, which holds this.
+func (s *Shares) crowded(held *atomic.Int64) bool {
+	return s.sum.Load() > s.total-s.total/8 || held.Load() > s.perSource/2
 }

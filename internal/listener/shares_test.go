@@ -32,7 +32,7 @@ func TestSharesLeaveSomethingForTheNext(t *testing.T) {
 			break
 		}
 	}
-	if !s.crowd(address(1))() {
+	if !s.crowded(s.held[address(1)]) {
 		t.Error("nothing is left, and it is not crowded")
 	}
 	held, _ := s.Count(TooMany)
@@ -71,20 +71,17 @@ func TestSharesSayWhy(t *testing.T) {
 // A source is told before it has all that it may, and others are not.
 func TestCrowded(t *testing.T) {
 	s := NewShares(1000, 100)
-	s.Take(address(2), 1)
-	for range 50 {
-		s.Take(address(1), 1)
-	}
-	one, other := s.crowd(address(1)), s.crowd(address(2))
-	if one() {
+	other, _ := s.take(address(2), 1)
+	one, _ := s.take(address(1), 50)
+	if s.crowded(one) {
 		t.Error("half of it is left")
 	}
 	s.Take(address(1), 1)
-	if !one() || other() {
+	if !s.crowded(one) || s.crowded(other) {
 		t.Error("the source has more than half of what it may, and no other has")
 	}
 	s.Give(address(1), 1)
-	if one() {
+	if s.crowded(one) {
 		t.Error("half of it is left again")
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -19,6 +20,8 @@ import (
 // What a slow or a hostile client holds is bounded on every listener of every program.
 const (
 	idleTimeout = 2 * time.Minute
+	// none keeps net/http from taking http.Server.ReadTimeout for others.
+	none = -1
 	// bufioSlop is what net/http adds to http.Server.MaxHeaderBytes, for what its reader may
 	// have read ahead.
 	bufioSlop = 4 << 10
@@ -48,6 +51,7 @@ type Endpoint struct {
 // Server has an Endpoint's listener.
 type Server struct {
 	http     http.Server
+	timeouts listener.Timeouts
 	listener *listener.Listener
 	flag     string
 	ending   atomic.Bool
@@ -82,15 +86,19 @@ func newServer(l *listener.Listener, e Endpoint, log *zap.Logger) *Server {
 		ConnContext:       listener.ConnContext,
 		TLSConfig:         e.TLS,
 		Protocols:         &protocols,
-		ReadHeaderTimeout: listener.HeaderTimeout,
+		ReadHeaderTimeout: none,
 		ReadTimeout:       e.ReadTimeout,
-		WriteTimeout:      e.WriteTimeout,
-		IdleTimeout:       idleTimeout,
+		IdleTimeout:       none,
 		MaxHeaderBytes:    listener.MaxHeaderBytes - bufioSlop + added,
 		ErrorLog:          logging.ForHTTP(log),
 		// OPTIONS * is a request like any other.
 		DisableGeneralOptionsHandler: true,
 	}
+	if e.TLS == nil {
+		s.timeouts = listener.Timeouts{Idle: idleTimeout, Answer: e.WriteTimeout}
+		return s
+	}
+	s.http.ReadHeaderTimeout, s.http.WriteTimeout, s.http.IdleTimeout = listener.HeaderTimeout, e.WriteTimeout, idleTimeout
 	return s
 }
 
@@ -119,13 +127,18 @@ func (s *Server) Addr() net.Addr { return s.listener.Addr() }
 // Run answers requests until ctx ends and for the endpoint's Drain after that, and then
 // those that are under way for its Grace.
 func (s *Server) Run(ctx context.Context) error {
+	sweeping, stop := context.WithCancel(context.WithoutCancel(ctx))
+	var sweeper sync.WaitGroup
+	sweeper.Go(func() { s.listener.Sweep(sweeping) })
+	defer sweeper.Wait()
+	defer stop()
 	failed := make(chan error, 1)
 	go func() {
 		if s.http.TLSConfig != nil {
 			failed <- s.http.ServeTLS(s.listener, "", "")
 			return
 		}
-		failed <- s.http.Serve(listener.Headers(s.listener))
+		failed <- s.http.Serve(listener.Headers(s.listener, s.timeouts))
 	}()
 	select {
 	case err := <-failed:

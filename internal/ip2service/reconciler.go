@@ -67,6 +67,8 @@ type reconciler struct {
 	started time.Time
 	// doubted says that an endpoint may be somebody else.
 	doubted func(netip.AddrPort) bool
+	// netfilter says whether nothing but netfilter catches what pods send.
+	netfilter func() bool
 	// due has an entry when there may be something to do.
 	due chan struct{}
 	// inSync is closed when the rules of known endpoints are in for the first time.
@@ -76,6 +78,7 @@ type reconciler struct {
 	applied  *routes.Routes // nil: unknown what is in the kernel
 	live     []netip.AddrPort
 	leaving  map[netip.AddrPort]time.Time // when they left
+	bypassed bool
 	failures int
 	repairs  int
 	repaired time.Time
@@ -103,6 +106,7 @@ func newReconciler(cfg Config, kernel dataPath, look func() (machine, error), m 
 	}
 	r.set = &backends.Set{Changed: r.Trigger}
 	r.doubted = func(netip.AddrPort) bool { return false }
+	r.netfilter = func() bool { return true }
 	r.silence, r.started = func() time.Duration { return 0 }, time.Now()
 	return r
 }
@@ -165,11 +169,12 @@ func (r *reconciler) reconcile() (pause time.Duration, patient bool) {
 		return host.Owns(e.Addr()) || slices.ContainsFunc(r.cfg.Intercept, func(i netip.AddrPort) bool { return i.Addr() == e.Addr() })
 	})
 	led := r.cfg.intercept(host.Has)
-	r.metrics.observe(endpoints, host.Beside(), stale)
+	r.metrics.observe(endpoints, r.beside(host), stale)
 	r.tell(endpoints, host, led.taken, stale)
 
 	fresh, live := backends.Select(endpoints)
 	live, next := r.leave(live, now)
+	r.bypassed = len(host.Beside()) > 0
 	want := r.routes(led, fresh, live, known || stale)
 	foreign := r.applied != nil && r.applied.Equal(want)
 	changed, err := r.sync(want)
@@ -192,6 +197,14 @@ func (r *reconciler) reconcile() (pause time.Duration, patient bool) {
 	return next, false
 }
 
+// beside are the interfaces that packets of pods may take past netfilter, where that matters.
+func (r *reconciler) beside(host machine) []string {
+	if !r.netfilter() {
+		return nil
+	}
+	return host.Beside()
+}
+
 // stale says that nothing was heard for so long, or never since the start, that the
 // endpoints, of this run or of an earlier one, may be somebody else.
 func (r *reconciler) stale(known bool) bool {
@@ -212,7 +225,7 @@ func (r *reconciler) sync(want routes.Routes) (changed bool, err error) {
 }
 
 func (r *reconciler) routes(i interception, fresh, live []netip.AddrPort, known bool) routes.Routes {
-	return routes.Routes{Hooks: routes.Node, Intercept: i.pods, Host: i.host, KeepMetadata: r.cfg.KeepMetadata, DNS: r.cfg.AllowDNS, New: fresh, Live: live, Unknown: !known}
+	return routes.Routes{Hooks: routes.Node, Intercept: i.pods, Host: i.host, KeepMetadata: r.cfg.KeepMetadata, DNS: r.cfg.AllowDNS, Bypassed: r.bypassed, New: fresh, Live: live, Unknown: !known}
 }
 
 // leave adds to the live endpoints those that left a moment ago, and says when the first
@@ -259,7 +272,7 @@ func (r *reconciler) judge(known, stale bool, host machine, taken []netip.Addr, 
 	case known:
 		err = nil
 		for _, family := range routes.Families {
-			concerned := family == routes.IPv4 || slices.ContainsFunc(live, func(e netip.AddrPort) bool { return routes.FamilyOf(e.Addr()) == family })
+			concerned := r.netfilter() && (family == routes.IPv4 || slices.ContainsFunc(live, func(e netip.AddrPort) bool { return routes.FamilyOf(e.Addr()) == family }))
 			if concerned {
 				err = errors.Join(err, host.Unserved(family))
 			}
@@ -321,7 +334,7 @@ func (r *reconciler) tell(endpoints []backends.Endpoint, host machine, taken []n
 				zap.Strings(logging.Slices, noPort), zap.String(logging.Port, r.cfg.ServiceTargetPort))
 		}
 	}
-	if beside := host.Beside(); !slices.Equal(beside, r.told.beside) {
+	if beside := r.beside(host); !slices.Equal(beside, r.told.beside) {
 		r.told.beside = beside
 		if len(beside) > 0 {
 			r.log.Warn("packets of pods may go past netfilter, and so past our rules, to the metadata service of the node, by BPF programs or Open vSwitch: use legacy host routing (Cilium: bpf.hostLegacyRouting=true) or inject ip2service into the pods",

@@ -77,6 +77,9 @@ type Routes struct {
 	// is not among them gets no packet that was sent to a guarded address, even if somebody
 	// else leads it there.
 	Live []netip.AddrPort
+	// Bypassed says that netfilter may not see what pods send, so that nothing may be left
+	// to it by another data path.
+	Bypassed bool
 	// Unknown says that the endpoints are not known yet: those of an earlier run, if
 	// there are any, stay.
 	Unknown bool
@@ -114,7 +117,7 @@ func (r Routes) Guarded(family Family) []netip.Addr {
 
 // Equal says whether both want the same.
 func (r Routes) Equal(other Routes) bool {
-	return r.Hooks == other.Hooks && r.KeepMetadata == other.KeepMetadata && r.Unknown == other.Unknown && r.DNS == other.DNS && slices.Equal(r.Intercept, other.Intercept) &&
+	return r.Hooks == other.Hooks && r.KeepMetadata == other.KeepMetadata && r.Unknown == other.Unknown && r.DNS == other.DNS && r.Bypassed == other.Bypassed && slices.Equal(r.Intercept, other.Intercept) &&
 		slices.Equal(r.Host, other.Host) && slices.Equal(r.New, other.New) && slices.Equal(r.Live, other.Live)
 }
 

@@ -29,6 +29,7 @@ func example() Routes {
 		New:       ends("10.0.0.1:8080", "[fd00::1]:8080"),
 		Live:      ends("10.0.0.1:8080", "[fd00::1]:8080", "[fd00::2]:8080"),
 		DNS:       true,
+		Bypassed:  true,
 		Unknown:   true,
 
 		KeepMetadata: true,
@@ -40,11 +41,11 @@ func TestRoutesOfAFamily(t *testing.T) {
 	for family, want := range map[Family]Routes{
 		IPv4: {
 			Hooks: Node, Intercept: ends("192.0.2.7:80", "192.0.2.7:8000", "192.0.2.8:80"), Host: addresses("192.0.2.8"),
-			New: ends("10.0.0.1:8080"), Live: ends("10.0.0.1:8080"), DNS: true, Unknown: true, KeepMetadata: true,
+			New: ends("10.0.0.1:8080"), Live: ends("10.0.0.1:8080"), DNS: true, Bypassed: true, Unknown: true, KeepMetadata: true,
 		},
 		IPv6: {
 			Hooks: Node, Intercept: ends("[fd00:ec2::254]:80"), Host: addresses("fd00:ec2::254"),
-			New: ends("[fd00::1]:8080"), Live: ends("[fd00::1]:8080", "[fd00::2]:8080"), DNS: true, Unknown: true, KeepMetadata: true,
+			New: ends("[fd00::1]:8080"), Live: ends("[fd00::1]:8080", "[fd00::2]:8080"), DNS: true, Bypassed: true, Unknown: true, KeepMetadata: true,
 		},
 	} {
 		if have := r.Of(family); !reflect.DeepEqual(have, want) {

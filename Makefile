@@ -126,6 +126,7 @@ images: image-tools ## the Dockerfile's images, built as the cluster's are, with
 .PHONY: test-tools
 test-tools: control-plane image-tools client-tools # what `test` needs and the checkout does not hold
 	cd test && $(GORUN) ./controlplane/cmd/build certmanager
+	cd test && $(GORUN) ./controlplane/cmd/build helm
 	hack/debian-packages.sh iproute2 iptables nftables
 
 .PHONY: client-tools

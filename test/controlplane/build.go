@@ -3,6 +3,7 @@ package controlplane
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -31,6 +32,8 @@ type buildModule struct {
 	module   string
 	programs []string
 	ldflags  string
+	// main is the package to compile, of a module that has none itself.
+	main string
 }
 
 var (
@@ -45,6 +48,15 @@ var (
 	}
 	certManagerModules   = []buildModule{{module: "certmanager", programs: []string{"certmanager"}}}
 	networkPolicyModules = []buildModule{{module: "networkpolicy", programs: []string{"networkpolicy"}}}
+	helmModules          = []buildModule{
+		{
+			module: "helm", programs: []string{"helm3"}, main: "helm.sh/helm/v3/cmd/helm",
+			// As its own build does: charts are rendered for this Kubernetes where there is no cluster.
+			ldflags: "-X helm.sh/helm/v3/pkg/chartutil.k8sVersionMajor=1 -X helm.sh/helm/v3/pkg/chartutil.k8sVersionMinor=37 " +
+				"-X helm.sh/helm/v3/pkg/lint/rules.k8sVersionMajor=1 -X helm.sh/helm/v3/pkg/lint/rules.k8sVersionMinor=37",
+		},
+		{module: "helm", programs: []string{"helm4"}, main: "helm.sh/helm/v4/cmd/helm"},
+	}
 )
 
 // Build makes sure that etcd and kube-apiserver are built and returns the folder that
@@ -80,6 +92,15 @@ func BuildCertManager(ctx context.Context) (program, crds string, err error) {
 func BuildNetworkPolicy(ctx context.Context) (program string, err error) {
 	binDir, err := build(ctx, "networkpolicy", networkPolicyModules)
 	return filepath.Join(binDir, "networkpolicy"), err
+}
+
+// BuildHelm makes sure, as Build does, that Helm 3 and Helm 4 are built, and returns the programs.
+func BuildHelm(ctx context.Context) (programs []string, err error) {
+	binDir, err := build(ctx, "helm", helmModules)
+	for _, m := range helmModules {
+		programs = append(programs, filepath.Join(binDir, m.programs[0]))
+	}
+	return programs, err
 }
 
 func build(ctx context.Context, name string, modules []buildModule) (binDir string, err error) {
@@ -133,7 +154,11 @@ func buildKey(sources, name string, modules []buildModule) (string, error) {
 	fmt.Fprintln(h, runtime.Version(), runtime.GOOS, runtime.GOARCH)
 	for _, m := range modules {
 		fmt.Fprintln(h, m.module, m.programs, m.ldflags)
-		for _, file := range []string{"go.mod", "go.sum", "main.go"} {
+		files := []string{"go.mod", "go.sum", "main.go"}
+		if m.main != "" {
+			files = files[:2]
+		}
+		for _, file := range files {
 			content, err := os.ReadFile(filepath.Join(sources, m.module, file))
 			if err != nil {
 				return "", err
@@ -219,8 +244,9 @@ func compile(ctx context.Context, sources string, m buildModule, out string, out
 		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
 		return cmd
 	}
+	main := cmp.Or(m.main, ".")
 	// It takes seconds, and as long as the download of the modules.
-	list, packages, newest := command(append(append([]string{"list", "-deps", "-json=" + progress.Fields}, flags...), ".")...), bytes.Buffer{}, "reading the module"
+	list, packages, newest := command(append(append([]string{"list", "-deps", "-json=" + progress.Fields}, flags...), main)...), bytes.Buffer{}, "reading the module"
 	list.Stdout = &packages
 	err := follow(list, func(line string) { newest = strings.TrimPrefix(line, "go: ") }, func() { say(newest) })
 	if err != nil {
@@ -231,7 +257,7 @@ func compile(ctx context.Context, sources string, m buildModule, out string, out
 		return err
 	}
 	began := time.Now()
-	build := command(append(append([]string{"build", "-v"}, flags...), "-o", out, ".")...)
+	build := command(append(append([]string{"build", "-v"}, flags...), "-o", out, main)...)
 	if err := follow(build, building.Line, func() { say(building.Text(time.Since(began))) }); err != nil {
 		return err
 	}

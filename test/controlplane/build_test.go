@@ -51,7 +51,7 @@ func TestModulesShareKubernetesClient(t *testing.T) {
 		return strings.Join(slices.Compact(lines), "\n")
 	}
 	want := versions()
-	for _, module := range []string{"kubernetes", "certmanager", "networkpolicy"} {
+	for _, module := range []string{"kubernetes", "certmanager", "networkpolicy", "helm"} {
 		if got := versions("test", "build", module); got != want {
 			t.Errorf("test/build/%s has\n%s\nand the product\n%s\nUse `go get` and `go mod tidy` there.", module, got, want)
 		}

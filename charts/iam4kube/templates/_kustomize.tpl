@@ -1,0 +1,116 @@
+{{/*
+The objects are those of manifests/, which is `files` here. Of its kustomizations this reads what a
+chart can: resources, components, deletions, appended arguments and the server's environment. What
+else a component patches is in _workloads.tpl, and a test compares the whole with kustomize's own.
+*/}}
+
+{{/* A folder's kustomizations, what it is made of first, as a JSON list. */}}
+{{- define "iam4kube.kustomizations" -}}
+{{- $path := printf "files/%s/kustomization.yaml" .dir -}}
+{{- $own := .root.Files.Get $path | required (printf "the chart has no %s" $path) | fromYaml -}}
+{{- $all := list -}}
+{{- range concat ($own.resources | default list) ($own.components | default list) -}}
+{{- if not (hasSuffix ".yaml" .) -}}
+{{- $all = include "iam4kube.kustomizations" (dict "root" $.root "dir" (clean (printf "%s/%s" $.dir .))) | fromJsonArray | concat $all -}}
+{{- end -}}
+{{- end -}}
+{{- append $all (set $own "dir" .dir) | toJson -}}
+{{- end -}}
+
+{{/* All kustomizations of the values, as a JSON list. */}}
+{{- define "iam4kube.all" -}}
+{{- $all := list -}}
+{{- $dirs := list "namespace" .Values.overlay -}}
+{{- if ne .Values.overlay "uninstall" -}}
+{{- $known := list -}}
+{{- range $path, $_ := .Files.Glob "files/components/*/kustomization.yaml" -}}
+{{- $known = append $known (base (dir $path)) -}}
+{{- end -}}
+{{- range without (uniq .Values.components) .Values.overlay -}}
+{{- if not (has . (without $known "images")) -}}
+{{- fail (printf "components: there is no %q, there are %s" . (without $known "images" | join ", ")) -}}
+{{- end -}}
+{{- $dirs = append $dirs (printf "components/%s" .) -}}
+{{- end -}}
+{{- end -}}
+{{- range $dirs -}}
+{{- $all = include "iam4kube.kustomizations" (dict "root" $ "dir" .) | fromJsonArray | concat $all -}}
+{{- end -}}
+{{- toJson $all -}}
+{{- end -}}
+
+{{/* The objects of their files, as a JSON list. */}}
+{{- define "iam4kube.objects" -}}
+{{- $objects := list -}}
+{{- range $k := .kustomizations -}}
+{{- range $k.resources | default list -}}
+{{- if hasSuffix ".yaml" . -}}
+{{- range regexSplit "(?m)^---$" ($.root.Files.Get (printf "files/%s/%s" $k.dir .)) -1 -}}
+{{- $objects = append $objects (fromYaml .) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- toJson $objects -}}
+{{- end -}}
+
+{{/* Whether a target of a kustomization means an object. */}}
+{{- define "iam4kube.targeted" -}}
+{{- if and (eq (.target.kind | default .object.kind) .object.kind) (regexMatch (printf "^(%s)$" (.target.name | default ".*")) .object.metadata.name) -}}
+true
+{{- end -}}
+{{- end -}}
+
+{{/* Not empty if a patch deletes the object. */}}
+{{- define "iam4kube.deleted" -}}
+{{- range .kustomizations -}}
+{{- range .patches | default list -}}
+{{- if contains "$patch: delete" .patch -}}
+{{- include "iam4kube.targeted" (dict "target" .target "object" $.object) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What patches append to the arguments of the object's first container, as a JSON list. */}}
+{{- define "iam4kube.arguments" -}}
+{{- $arguments := list -}}
+{{- range .kustomizations -}}
+{{- range .patches | default list -}}
+{{- if and (hasPrefix "- " (trim .patch)) (include "iam4kube.targeted" (dict "target" .target "object" $.object)) -}}
+{{- range fromYamlArray .patch -}}
+{{- if and (eq .op "add") (eq .path "/spec/template/spec/containers/0/args/-") -}}
+{{- $arguments = append $arguments .value -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- toJson $arguments -}}
+{{- end -}}
+
+{{/* The server's environment: of base, of components, of the values. */}}
+{{- define "iam4kube.environment" -}}
+{{- $environment := dict -}}
+{{- range .kustomizations -}}
+{{- range .configMapGenerator | default list -}}
+{{- if eq .name "iam4kube-server" -}}
+{{- range .literals -}}
+{{- $_ := set $environment (splitn "=" 2 .)._0 (splitn "=" 2 .)._1 -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- range $name, $value := .root.Values.server.env -}}
+{{- $_ := set $environment $name (toString $value) -}}
+{{- end -}}
+{{- toJson $environment -}}
+{{- end -}}
+
+{{/* The image of ours with this name. */}}
+{{- define "iam4kube.image" -}}
+{{- printf "%s/%s:%s" .root.Values.image.registry .name (.root.Values.image.tag | default .root.Chart.AppVersion) -}}
+{{- with get .root.Values.image.digests .name -}}
+@{{ . }}
+{{- end -}}
+{{- end -}}

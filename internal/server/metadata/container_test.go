@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -137,6 +138,7 @@ func TestEveryOrderAfterTheToken(t *testing.T) {
 				e := newEdge(t, 15*time.Second, newHub())
 				d := e.withTokens(t, false)
 				start := time.Now()
+				var mu sync.Mutex // of seen
 				seen := map[string]bool{}
 				setAccount := func() {
 					a := account("a", "")
@@ -158,6 +160,8 @@ func TestEveryOrderAfterTheToken(t *testing.T) {
 				}
 				for i, event := range order {
 					time.AfterFunc(time.Duration(i+1)*1100*time.Millisecond, func() {
+						mu.Lock()
+						defer mu.Unlock()
 						seen[event] = true
 						events[event]()
 					})
@@ -180,6 +184,8 @@ func TestEveryOrderAfterTheToken(t *testing.T) {
 					}
 				}
 				<-patient
+				e.sts.mu.Lock()
+				defer e.sts.mu.Unlock()
 				if e.hub.Len() != 0 || e.sts.calls["one"] != 1 {
 					t.Errorf("%d wait, %d calls of STS", e.hub.Len(), e.sts.calls["one"])
 				}

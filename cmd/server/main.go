@@ -22,6 +22,9 @@ var command = program.Program[server.Config]{Name: "server", Flags: add, Run: se
 const ballastBytes = 16 << 20
 
 func main() {
+	if status, is := subcommand(); is {
+		os.Exit(status)
+	}
 	ballast := make([]byte, ballastBytes)
 	status := command.Main()
 	runtime.KeepAlive(ballast)

@@ -25,6 +25,7 @@ import (
 	"github.com/iam4kube/iam4kube/internal/program"
 	"github.com/iam4kube/iam4kube/internal/server/audit"
 	"github.com/iam4kube/iam4kube/internal/server/credentials"
+	"github.com/iam4kube/iam4kube/internal/server/diagnosis"
 	"github.com/iam4kube/iam4kube/internal/server/identity"
 	"github.com/iam4kube/iam4kube/internal/server/imdstoken"
 	"github.com/iam4kube/iam4kube/internal/server/issuer"
@@ -165,7 +166,12 @@ func (s *server) build(ctx context.Context) error {
 	if s.issuer == nil {
 		s.runs = append(s.runs, func(ctx context.Context) error { tellIdentity(ctx, assumer, s.log); return nil })
 	} else {
-		s.runs = append(s.runs, kube.Follow(s.watches, s.issuer.Resource()), s.issuer.Run)
+		tell := func(problem string) {
+			if self := s.index.Self(ownAddresses()); self != nil {
+				events.Record(self, diagnosis.Unpublished(problem))
+			}
+		}
+		s.runs = append(s.runs, kube.Follow(s.watches, s.issuer.Resource()), s.issuer.Run, issuer.NewChecker(s.issuer, s.registry, tell).Run)
 	}
 	return nil
 }

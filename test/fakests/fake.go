@@ -89,7 +89,7 @@ type Fake struct {
 	providers  map[[2]string]OIDCProvider // by account and URL
 	published  map[string]*published      // by the issuer's URL
 	ahead      time.Duration              // of AWS's clock
-	issued     map[string]Issued // by access key ID
+	issued     map[string]Issued          // by access key ID
 	faults     map[string][]Fault
 	attempts   []*Attempt
 	changed    chan struct{} // closed at the next change of attempts; nil when nobody waits

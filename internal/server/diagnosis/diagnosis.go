@@ -72,10 +72,12 @@ const (
 	TokenMissing           Reason = "IAMPodTokenMissing"
 	RoleNotAllowed         Reason = "IAMRoleNotAllowed"
 	HostNetwork            Reason = "IAMRoleHostNetwork"
+	// IssuerUnpublished is on the server's own pods.
+	IssuerUnpublished Reason = "IAMIssuerUnpublished"
 )
 
 // Reasons lists every Reason.
-var Reasons = []Reason{Serving, AnnotationInvalid, RoleMissing, RoleDenied, CredentialsUnavailable, AccountMissing, AddressAmbiguous, TokenMissing, RoleNotAllowed, HostNetwork}
+var Reasons = []Reason{Serving, AnnotationInvalid, RoleMissing, RoleDenied, CredentialsUnavailable, AccountMissing, AddressAmbiguous, TokenMissing, RoleNotAllowed, HostNetwork, IssuerUnpublished}
 
 // Subject is whom a Diagnosis is about, as far as he is known.
 type Subject struct {
@@ -216,5 +218,13 @@ func (s Subject) OnHostNetwork() Diagnosis {
 	return Diagnosis{
 		Refusal: NodeAddress, Reason: HostNetwork, About: s.Role.ARN,
 		Text: fmt.Sprintf("The pod uses hostNetwork and gets no credentials of %s, which ServiceAccount %s names, unless it has a token: its requests come from its node's address and reach whatever the node reaches, perhaps the node's own role. Take hostNetwork from the pod, or let it prove itself by a token (namespace label iam4kube.io/token: enabled).", s.Role.ARN, s.ServiceAccount),
+	}
+}
+
+// Unpublished says, of the server itself, that its issuer's URL does not serve what AWS needs.
+func Unpublished(problem string) Diagnosis {
+	return Diagnosis{
+		Reason: IssuerUnpublished, About: problem,
+		Text: fmt.Sprintf("AWS will refuse the server's tokens: %s. Publish what server issuer prints.", problem),
 	}
 }

@@ -127,7 +127,7 @@ images: image-tools ## the Dockerfile's images, built as the cluster's are, with
 test-tools: control-plane image-tools client-tools # what `test` needs and the checkout does not hold
 	cd test && $(GORUN) ./controlplane/cmd/build certmanager
 	cd test && $(GORUN) ./controlplane/cmd/build helm
-	hack/debian-packages.sh iproute2 iptables nftables
+	hack/debian-packages.sh iproute2 iptables nftables python3-cryptography python3-jwt
 
 .PHONY: client-tools
 client-tools: # the AWS clients of test/clients/programs

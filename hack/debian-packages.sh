@@ -13,6 +13,8 @@ present() {
 	python3-awscrt) /usr/bin/python3 -c 'import awscrt' 2>/dev/null ;;
 	python3-boto) /usr/bin/python3 -c 'import boto' 2>/dev/null ;;
 	python3-boto3) /usr/bin/python3 -c 'import boto3' 2>/dev/null ;;
+	python3-cryptography) /usr/bin/python3 -c 'import cryptography' 2>/dev/null ;;
+	python3-jwt) /usr/bin/python3 -c 'import jwt' 2>/dev/null ;;
 	ruby) [[ -x /usr/bin/ruby ]] ;;
 	ruby-aws-sdk) /usr/bin/ruby -e 'require "aws-sdk-v1"' 2>/dev/null ;;
 	ruby-aws-sdk-core) /usr/bin/ruby -e 'require "aws-sdk-core"' 2>/dev/null ;;

@@ -13,9 +13,11 @@ import (
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
+	"github.com/iam4kube/iam4kube/internal/server/issuer"
 	"github.com/iam4kube/iam4kube/test/docs"
 )
 
@@ -92,6 +94,30 @@ func TestTheDocumentedOverlay(t *testing.T) {
 			t.Errorf("an image of ours is left in %s %s: %v", object.GetKind(), object.GetName(), err)
 		}
 	}
+}
+
+// TestTheDocumentedServerWithoutAnAWSKey: the component and the issuer's URL add up, the program
+// knows both flags, and it may read the key.
+func TestTheDocumentedServerWithoutAnAWSKey(t *testing.T) {
+	for _, objects := range documented(t, "install.md") {
+		container := withImage(find[appsv1.Deployment](t, objects, "Deployment", "iam4kube-server").Spec.Template.Spec.Containers[0], "server")
+		if value(t, container, "sts-operation") == "AssumeRole" {
+			continue
+		}
+		if url := value(t, container, "issuer"); issuer.ValidateURL(url) != nil {
+			t.Errorf("--issuer %q", url)
+		}
+		rights := find[rbacv1.Role](t, objects, "Role", "iam4kube-server-issuer").Rules
+		if len(rights) != 1 || !slices.Equal(rights[0].ResourceNames, []string{issuer.SecretName}) || slices.Contains(rights[0].Verbs, "update") {
+			t.Errorf("rights %+v", rights)
+		}
+		bare := container
+		bare.Args = nil
+		value(t, bare, "sts-operation") // the program has them
+		value(t, bare, "issuer")
+		return
+	}
+	t.Error("install.md has none")
 }
 
 // withImage is the container with the image that `program` knows.

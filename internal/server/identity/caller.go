@@ -63,6 +63,8 @@ type Caller struct {
 	// and why the namespace does not allow the role Denied while it is diagnosis.NotAllowed.
 	Wrong  string
 	Denied *role.Role
+	// version is the Index's of that moment.
+	version uint64
 	// Lookalike is the key of an annotation that may have been meant for the missing one
 	// while Missing is diagnosis.RoleAnnotation, empty if there is none.
 	Lookalike string
@@ -104,7 +106,7 @@ func (c Caller) Subject() diagnosis.Subject {
 func (x *Index) Lookup(claim Claim) Caller {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	caller := Caller{Claim: claim}
+	caller := Caller{Claim: claim, version: x.version.Load()}
 	if claim.Token != nil {
 		return x.bearer(caller)
 	}
@@ -136,6 +138,10 @@ func (x *Index) Lookup(claim Claim) Caller {
 	}
 	return withRole(caller)
 }
+
+// Unchanged reports whether Lookup would answer the same now. It says no also where something
+// has changed that is nothing to this Caller.
+func (x *Index) Unchanged(c Caller) bool { return x.version.Load() == c.version }
 
 // withRole adds what the pod's ServiceAccount says. It needs Index.mu.
 func withRole(caller Caller) Caller {

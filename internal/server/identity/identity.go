@@ -44,6 +44,8 @@ type Index struct {
 	sessions role.Sessions
 
 	stale atomic.Bool
+	// version counts what was published.
+	version atomic.Uint64
 
 	// changes is held by whoever changes the index or reads all of it, from begin to
 	// end: a list of a large cluster takes a second. No request needs it. Whoever holds
@@ -131,5 +133,6 @@ func (x *Index) change(do func() []any) {
 func (x *Index) publish(do func()) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	x.version.Add(1)
 	do()
 }

@@ -4,7 +4,10 @@ import "net/netip"
 
 // SetStale says whether what is known here is too old to tell by an address who calls.
 // While it is, no Lookup by one finds anybody.
-func (x *Index) SetStale(stale bool) { x.stale.Store(stale) }
+func (x *Index) SetStale(stale bool) {
+	x.stale.Store(stale)
+	x.version.Add(1)
+}
 
 // Self is the pod that has one of the addresses own, nil if none is known to.
 func (x *Index) Self(own []netip.Addr) *Pod {

@@ -100,8 +100,10 @@ func (s *Server) viewCredentials(claim identity.Claim, name string, waitForAnnot
 		issued, failure := s.cfg.Credentials.Get(c.Role)
 		// The address may have changed hands and the annotation its content since
 		// they were looked up, and nobody may get the credentials of another.
-		if again := s.cfg.Identity.Lookup(claim); again.Pod == nil || again.Pod.UID != c.Pod.UID || again.Role != c.Role {
-			continue
+		if !s.cfg.Identity.Unchanged(c) {
+			if again := s.cfg.Identity.Lookup(claim); again.Pod == nil || again.Pod.UID != c.Pod.UID || again.Role != c.Role {
+				continue
+			}
 		}
 		switch {
 		case issued != nil:

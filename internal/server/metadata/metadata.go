@@ -147,7 +147,10 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, t target) answer
 		w.Header()["Allow"] = []string{t.endpoint.method()}
 		return text(http.StatusMethodNotAllowed, "iam4kube: method not allowed")
 	}
-	authorization := r.Header["Authorization"]
+	var authorization []string
+	if t.endpoint == endpointContainer {
+		authorization = r.Header["Authorization"]
+	}
 	t.protocol = protocol(r)
 	// What the client sent is not kept while its request waits: a map of many short lines
 	// takes 20 times their size.

@@ -22,8 +22,8 @@ const (
 var buckets = []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 15, 20}
 
 type metrics struct {
-	duration     map[endpoint]prometheus.Observer
-	ok           map[endpoint]prometheus.Counter
+	duration     [endpoints]prometheus.Observer
+	ok           [endpoints]prometheus.Counter
 	requests     *prometheus.CounterVec
 	waitingNow   map[diagnosis.Piece]prometheus.Gauge
 	waitDuration *prometheus.HistogramVec
@@ -38,8 +38,6 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 		Name: "iam4kube_waiting_requests", Help: "Requests that wait now, by the piece that is missing.",
 	}, []string{"missing"})
 	m := &metrics{
-		duration: map[endpoint]prometheus.Observer{},
-		ok:       map[endpoint]prometheus.Counter{},
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "iam4kube_http_requests_total", Help: "Requests by endpoint and status; 499 means that the client went away while it waited.",
 		}, []string{"endpoint", "code"}),
@@ -54,9 +52,9 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 	}, []string{"version"})
 	m.v1, m.v2 = versions.WithLabelValues("v1"), versions.WithLabelValues("v2")
 	// Looked up once: a warm request should not pay for it.
-	for _, e := range endpoints {
-		m.duration[e] = duration.WithLabelValues(string(e))
-		m.ok[e] = m.requests.WithLabelValues(string(e), strconv.Itoa(http.StatusOK))
+	for e := range endpoint(endpoints) {
+		m.duration[e] = duration.WithLabelValues(e.String())
+		m.ok[e] = m.requests.WithLabelValues(e.String(), strconv.Itoa(http.StatusOK))
 	}
 	for _, p := range diagnosis.Pieces {
 		m.waitingNow[p] = waitingNow.WithLabelValues(string(p))
@@ -74,7 +72,7 @@ func (m *metrics) request(e endpoint, status int, took time.Duration) {
 		m.ok[e].Inc()
 		return
 	}
-	m.requests.WithLabelValues(string(e), strconv.Itoa(status)).Inc()
+	m.requests.WithLabelValues(e.String(), strconv.Itoa(status)).Inc()
 }
 
 // version counts a request by the version of the protocol, if its endpoint has two.

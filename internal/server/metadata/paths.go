@@ -8,25 +8,26 @@ import (
 	"time"
 )
 
-// endpoint is one line of the API, and a metric label.
-type endpoint string
+// endpoint is one line of the API.
+type endpoint int
 
 const (
-	endpointToken       endpoint = "token"
-	endpointRole        endpoint = "role"
-	endpointCredentials endpoint = "credentials"
-	endpointInfo        endpoint = "info"
-	endpointZone        endpoint = "zone"
-	endpointRegion      endpoint = "region"
-	endpointDocument    endpoint = "document"
-	endpointContainer   endpoint = "container"
-	endpointReady       endpoint = "ready"
-	endpointNone        endpoint = "none"
+	endpointToken endpoint = iota
+	endpointRole
+	endpointCredentials
+	endpointInfo
+	endpointZone
+	endpointRegion
+	endpointDocument
+	endpointContainer
+	endpointReady
+	endpointNone
+	endpoints = iota
 )
 
-var endpoints = []endpoint{
-	endpointToken, endpointRole, endpointCredentials, endpointInfo, endpointZone,
-	endpointRegion, endpointDocument, endpointContainer, endpointReady, endpointNone,
+// String is the endpoint as a metric's label.
+func (e endpoint) String() string {
+	return [endpoints]string{"token", "role", "credentials", "info", "zone", "region", "document", "container", "ready", "none"}[e]
 }
 
 // method is the only one that the endpoint has.

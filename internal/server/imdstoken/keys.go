@@ -49,8 +49,8 @@ var ErrNoKey = errors.New("the key for IMDSv2 tokens is not known yet")
 type Keys struct {
 	secrets corev1client.SecretInterface
 	log     *zap.Logger
-	// keys are the current one and then the previous one, nil before the first.
-	keys atomic.Pointer[[]*signer]
+	// keys is nil before the first.
+	keys atomic.Pointer[keyring]
 	// missing tells Run that there is no Secret.
 	missing chan struct{}
 	refused prometheus.Counter
@@ -77,14 +77,14 @@ func (k *Keys) Make(caller netip.Addr, ttl time.Duration) (string, error) {
 	if keys == nil {
 		return "", ErrNoKey
 	}
-	return newToken((*keys)[0], caller, time.Now().Add(ttl)), nil
+	return newToken(keys.signers[0], caller, time.Now().Add(ttl)), nil
 }
 
 // Verify reports whether the token was made for this address, by any replica, and
 // has not expired.
 func (k *Keys) Verify(token string, caller netip.Addr) bool {
 	keys := k.keys.Load()
-	return keys != nil && verify(*keys, token, caller, time.Now())
+	return keys != nil && keys.verify(token, caller, time.Now())
 }
 
 // Known reports whether there are keys.
@@ -135,13 +135,13 @@ func (k *Keys) take(secret *corev1.Secret) {
 		k.log.Error("the token key in the Secret is not usable, the last good keys stay in use", zap.Error(err))
 		return
 	}
-	before := k.keys.Swap(&keys)
-	if before == nil || same(*before, keys) {
+	before := k.keys.Swap(newKeyring(keys))
+	if before == nil || same(before.signers, keys) {
 		return
 	}
 	// Whoever rotates sees by it that a replica is done.
 	name := PreviousKey
-	if !same((*before)[:1], keys[:1]) {
+	if !same(before.signers[:1], keys[:1]) {
 		name = CurrentKey
 	}
 	k.log.Info("took over a changed token key from the Secret", zap.String(logging.Kind, name))
@@ -193,7 +193,7 @@ func (k *Keys) Run(ctx context.Context) error {
 func (k *Keys) newSecret() *corev1.Secret {
 	data := map[string][]byte{}
 	if keys := k.keys.Load(); keys != nil {
-		for i, s := range *keys {
+		for i, s := range keys.signers {
 			data[[]string{CurrentKey, PreviousKey}[i]] = s.key
 		}
 	} else {

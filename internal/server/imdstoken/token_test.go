@@ -234,6 +234,41 @@ func TestEmptyPreviousKeyIsNoKey(t *testing.T) {
 	}
 }
 
+// A token that was verified is accepted again without its signature, from its address alone,
+// until its end, and not by keys that did not sign it.
+func TestVerifiedTokensAreRemembered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newKeys(t)
+		k.set(map[string][]byte{CurrentKey: key})
+		token := mustMake(t, k, time.Minute)
+		if !k.Verify(token, caller) || !k.Verify(token, caller) {
+			t.Fatal("the token is refused")
+		}
+		if allocs := testing.AllocsPerRun(100, func() { k.Verify(token, caller) }); allocs > 0 {
+			t.Errorf("%v allocations: it is verified anew", allocs)
+		}
+		if k.Verify(token, netip.MustParseAddr("10.1.2.4")) || !k.Verify(token, caller) {
+			t.Error("another address's token is accepted, or its own is not any more")
+		}
+		k.set(map[string][]byte{CurrentKey: bytes.Repeat([]byte{7}, MinKeyLength), PreviousKey: key})
+		if !k.Verify(token, caller) || !k.Verify(token, caller) {
+			t.Error("the token of the previous key is refused")
+		}
+		time.Sleep(time.Minute) //nolint:forbidigo // moves the bubble's clock
+		if k.Verify(token, caller) {
+			t.Error("the token is accepted at its end")
+		}
+		token = mustMake(t, k, time.Minute)
+		if !k.Verify(token, caller) {
+			t.Fatal("the token is refused")
+		}
+		k.set(map[string][]byte{CurrentKey: key})
+		if k.Verify(token, caller) {
+			t.Error("the token of a key that is gone is accepted")
+		}
+	})
+}
+
 func FuzzVerify(f *testing.F) {
 	k := NewKeys(nil, prometheus.NewRegistry(), zap.NewNop())
 	k.set(map[string][]byte{CurrentKey: key})

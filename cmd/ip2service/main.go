@@ -28,6 +28,9 @@ func add(f *flags.Set) (config func() ip2service.Config) {
 	f.Choice(&cfg.Mode, "mode", ip2service.Modes[0], ip2service.Modes,
 		"node: keep the rules of a node, for its pods; pod: set the rules of this pod's own network namespace, once")
 	f.Bool(&cfg.Cleanup, "cleanup", "false", "remove the rules of either mode and exit")
+	f.Choice(&cfg.DataPath, "data-path", ip2service.DataPaths[0], ip2service.DataPaths,
+		"what leads the connections of pods; ebpf: programs in connect(), with the rules of nftables beside them; auto: as ebpf where that can be had; mode node")
+	f.String(&cfg.BPFDir, "bpf-dir", "/sys/fs/bpf/iam4kube", "folder of a BPF file system for the pins of eBPF programs; mode node")
 	f.IPs(&intercept, "intercept-ip", "169.254.169.254", "address to lead to the endpoints, may be repeated; if not given, also fd00:ec2::254 where there are IPv6 endpoints")
 	f.Bool(&cfg.InterceptHost, "intercept-host", "false", "lead what the node's own processes and hostNetwork pods send there, too, but never to 169.254.169.254 and fd00:ec2::254; mode node")
 	f.Bool(&cfg.InterceptLocal, "intercept-local", "false", "lead what pods send to an address that the node has itself, and an agent of its may listen at; mode node")
@@ -45,7 +48,7 @@ func add(f *flags.Set) (config func() ip2service.Config) {
 	f.Duration(&cfg.Wait, "wait", "5s", 0, longest, "time that the server may wait for what it has not seen yet of the pod; mode pod")
 	f.IPs(&cfg.PodIPs, "pod-ips", "", "the pod's addresses (status.podIPs), separated by commas; empty: those of its interfaces; mode pod")
 	f.String(&cfg.Pod, "pod", "", "NAMESPACE/NAME of the pod, which the server has to take it for; empty: not compared; mode pod")
-	f.Only("mode", ip2service.ModeNode, "service-namespace", "service-name", "service-target-port", "startup-taint", "node-name", "max-staleness", "intercept-host", "intercept-local", "keep-metadata-service")
+	f.Only("mode", ip2service.ModeNode, "service-namespace", "service-name", "service-target-port", "startup-taint", "node-name", "max-staleness", "intercept-host", "intercept-local", "keep-metadata-service", "data-path", "bpf-dir")
 	f.Only("mode", ip2service.ModePod, "to", "probe-timeout", "wait", "pod-ips", "pod")
 	return func() ip2service.Config {
 		if !f.Given("intercept-ip") { // the default is more than help can show

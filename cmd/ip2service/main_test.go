@@ -73,6 +73,8 @@ func TestWrongFlagsExitWith2(t *testing.T) {
 		{[]string{"--service-name=1a"}, []string{"--service-name", "name of a Service"}},
 		{[]string{"--service-name=a\nb"}, []string{"--service-name", "name of a Service"}},
 		{[]string{"--service-target-port="}, []string{"--service-target-port", "name or the number"}},
+		{[]string{"--data-path=bpf"}, []string{"data-path", "nftables, ebpf, auto"}},
+		{[]string{"--bpf-dir="}, []string{"--bpf-dir", "folder"}},
 		{[]string{"--intercept-host"}, []string{"--intercept-host", "169.254.170.2"}},
 		{[]string{"--intercept-host", "--intercept-ip=169.254.169.254,fd00:ec2::254"}, []string{"--intercept-host", "169.254.170.2"}},
 		{[]string{"--intercept-host=maybe"}, []string{"intercept-host", "true or false"}},
@@ -121,7 +123,7 @@ func TestWrongFlagsExitWith2(t *testing.T) {
 // A flag that the mode does not know is a mistake of whoever wrote it.
 func TestFlagsOfTheOtherModeExitWith2(t *testing.T) {
 	for name, value := range map[string]string{
-		"service-namespace": "iam4kube", "service-name": "iam4kube", "service-target-port": "http", "startup-taint": "a", "node-name": "n", "max-staleness": "1h", "intercept-host": "true", "intercept-local": "true", "keep-metadata-service": "true",
+		"service-namespace": "iam4kube", "service-name": "iam4kube", "service-target-port": "http", "startup-taint": "a", "node-name": "n", "max-staleness": "1h", "intercept-host": "true", "intercept-local": "true", "keep-metadata-service": "true", "data-path": "ebpf", "bpf-dir": "/a",
 	} {
 		checkRefused(t, []string{"--mode", "pod", "--to", "10.96.0.7:80", "--" + name + "=" + value}, "--"+name, "--mode pod")
 	}
@@ -135,6 +137,7 @@ func TestFlagsOfTheOtherModeExitWith2(t *testing.T) {
 func pod(change func(*ip2service.Config)) ip2service.Config {
 	cfg := ip2service.Config{
 		Mode: ip2service.ModePod, Intercept: addrPorts("169.254.169.254:80", "[fd00:ec2::254]:80"), AuxListenOn: ":9090",
+		DataPath: "nftables", BPFDir: "/sys/fs/bpf/iam4kube",
 		ServiceNamespace: "iam4kube", ServiceName: "iam4kube", ServiceTargetPort: "http",
 		MaxStaleness: 15 * time.Minute,
 		To:           addrPorts("10.96.0.7:80"), ProbeTimeout: time.Minute, Wait: 5 * time.Second,
@@ -187,6 +190,9 @@ func TestFlagsBecomeTheConfig(t *testing.T) {
 		{[]string{"--keep-metadata-service", "--intercept-ip", "169.254.170.2,fd00:ec2::23"}, pod(func(c *ip2service.Config) {
 			c.Mode, c.To, c.Intercept, c.KeepMetadata = ip2service.ModeNode, nil, addrPorts("169.254.170.2:80", "[fd00:ec2::23]:80"), true
 		})},
+		{[]string{"--data-path", "auto", "--bpf-dir", "/run/bpf"}, pod(func(c *ip2service.Config) {
+			c.Mode, c.To, c.DataPath, c.BPFDir = ip2service.ModeNode, nil, "auto", "/run/bpf"
+		})},
 		{[]string{"--startup-taint", "iam4kube.io/not-ready", "--node-name", "node-1", "--service-target-port", "8080"}, pod(func(c *ip2service.Config) {
 			c.Mode, c.To = ip2service.ModeNode, nil
 			c.StartupTaint, c.NodeName, c.ServiceTargetPort = "iam4kube.io/not-ready", "node-1", "8080"
@@ -224,7 +230,7 @@ func TestHelp(t *testing.T) {
 		// The names and defaults that manifests and users rely on.
 		lines := []string{
 			`--log-level "info"`, `--log-encoding "json"`, `--aux-listen-on ":9090"`, `--debug "false"`, `--kubeconfig ""`,
-			`--mode "node"`, `--cleanup "false"`, `--intercept-ip "169.254.169.254"`, `--intercept-port "80"`, `--allow-dns "false"`, `--intercept-host "false"`, `--intercept-local "false"`, `--keep-metadata-service "false"`,
+			`--mode "node"`, `--cleanup "false"`, `--data-path "nftables"`, `--bpf-dir "/sys/fs/bpf/iam4kube"`, `--intercept-ip "169.254.169.254"`, `--intercept-port "80"`, `--allow-dns "false"`, `--intercept-host "false"`, `--intercept-local "false"`, `--keep-metadata-service "false"`,
 			`--service-namespace "iam4kube"`, `--service-name "iam4kube"`, `--service-target-port "http"`, `--startup-taint ""`, `--node-name ""`, `--max-staleness "15m"`,
 			`--to ""`, `--probe-timeout "60s"`, `--wait "5s"`, `--pod-ips ""`, `--pod ""`, `--version "false"`,
 		}

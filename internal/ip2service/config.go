@@ -26,12 +26,14 @@ const minStaleness = 5 * time.Minute
 type Config struct {
 	Mode      string
 	Cleanup   bool
+	BPFDir    string           // of the pins of eBPF programs
 	Intercept []netip.AddrPort // led to the endpoints of their family
 	AllowDNS  bool
 
 	// On a node.
 	AuxListenOn                   string
 	Debug                         bool
+	DataPath                      string // one of DataPaths
 	Kubeconfig                    string
 	ServiceNamespace, ServiceName string
 	ServiceTargetPort             string
@@ -64,6 +66,8 @@ func (c Config) Validate() error {
 		return fmt.Errorf("--service-namespace %q: want the name of a namespace, up to 63 lower-case letters, digits or -", c.ServiceNamespace)
 	case len(validation.IsDNS1035Label(c.ServiceName)) > 0:
 		return fmt.Errorf("--service-name %q: want the name of a Service, up to 63 lower-case letters, digits or -", c.ServiceName)
+	case c.BPFDir == "":
+		return errors.New("--bpf-dir is empty, want a folder of a BPF file system, such as /sys/fs/bpf/iam4kube")
 	case c.ServiceTargetPort == "":
 		return errors.New("--service-target-port is empty, want the name or the number of a port")
 	case c.MaxStaleness != 0 && c.MaxStaleness < minStaleness:

@@ -2,8 +2,8 @@
 // the parts together and runs them, on a node for as long as it lives, or once in the
 // network namespace of a pod. It owns the loop that keeps the kernel's rules what they
 // should be. What an endpoint is worth is in package backends, and how routes get into the
-// kernel in nftables, behind the interface dataPath; routes has the words that both sides
-// share. host looks at the machine, and probe asks a server whether the way is open.
+// kernel in nftables and bpf, behind the interface dataPath; routes has the words that all
+// sides share. host looks at the machine, and probe asks a server whether the way is open.
 package ip2service
 
 import (
@@ -23,17 +23,16 @@ const PodFailure = 113
 
 // Run does what the configuration says. On a node it ends with ctx, and the rules stay.
 func Run(ctx context.Context, cfg Config, log *zap.Logger) error {
-	kernel := nftables.Kernel{} // the only place that knows which data path it is
 	switch {
 	case cfg.Cleanup:
-		return cleanup(kernel, log)
+		return cleanup(nodePath(cfg, log), log)
 	case cfg.Mode == ModePod:
-		if err := runPod(ctx, cfg, kernel, log); err != nil {
+		if err := runPod(ctx, cfg, nftables.Kernel{}, log); err != nil {
 			return &program.StatusError{Status: PodFailure, Err: err}
 		}
 		return nil
 	}
-	return runNode(ctx, cfg, kernel, log)
+	return runNode(ctx, cfg, log)
 }
 
 func cleanup(kernel dataPath, log *zap.Logger) error {

@@ -45,10 +45,12 @@ type node struct {
 
 // runNode keeps the node's rules until ctx ends. The guard is in before the API server
 // is asked for the first time, and at the end everything stays as it is.
-func runNode(ctx context.Context, cfg Config, kernel dataPath, log *zap.Logger) error {
+func runNode(ctx context.Context, cfg Config, log *zap.Logger) error {
+	kernel := newDataPaths(cfg, log)
 	n := &node{cfg: cfg, log: log, registry: auxserver.NewRegistry()}
-	n.registry.MustRegister(newPackets(kernel))
+	n.registry.MustRegister(newPackets(kernel), kernel)
 	n.reconciler = newReconciler(cfg, kernel, lookAtHost, newMetrics(n.registry), log)
+	n.reconciler.netfilter = kernel.Netfilter
 	n.reconciler.reconcile() // an error is repeated by Run
 	if err := n.build(); err != nil {
 		return err

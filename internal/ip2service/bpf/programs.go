@@ -142,27 +142,27 @@ func (w writer) address(connect, fieldsOf6 bool) asm.Instructions {
 	}
 	p.add(asm.Mov.Reg(asm.R6, asm.R1))
 	for i, a := range w.guarded(fieldsOf6) {
-		next := fmt.Sprintf("other than %d", i)
+		next := fmt.Sprintf("other-than-%d", i)
 		p.unless(a, fieldsOf6, asm.R6, offset, next)
 		if !slices.Contains(w.routes.Host, a) {
 			w.passHost(p)
 		}
 		p.add(asm.LoadMem(asm.R1, asm.R6, addrPort, asm.Word), asm.LoadMem(asm.R2, asm.R6, addrProtocol, asm.Word))
 		if w.dns(a) {
-			p.add(asm.JNE.Imm32(asm.R1, network16(domain), fmt.Sprintf("no domain %d", i)),
+			p.add(asm.JNE.Imm32(asm.R1, network16(domain), fmt.Sprintf("no-domain-%d", i)),
 				asm.JEq.Imm(asm.R2, unix.IPPROTO_TCP, "pass"), asm.JEq.Imm(asm.R2, unix.IPPROTO_UDP, "pass"))
-			p.at(fmt.Sprintf("no domain %d", i))
+			p.at(fmt.Sprintf("no-domain-%d", i))
 		}
 		family := routes.FamilyOf(a)
 		if connect && len(w.endpoints(family)) > 0 {
-			p.add(asm.JNE.Imm(asm.R2, unix.IPPROTO_TCP, "refuse "+string(family)))
+			p.add(asm.JNE.Imm(asm.R2, unix.IPPROTO_TCP, "refuse-"+string(family)))
 			for _, at := range w.routes.Intercept {
 				if at.Addr() == a {
-					p.add(asm.JEq.Imm32(asm.R1, network16(at.Port()), "lead "+string(family)))
+					p.add(asm.JEq.Imm32(asm.R1, network16(at.Port()), "lead-"+string(family)))
 				}
 			}
 		}
-		p.jump("refuse " + string(family))
+		p.jump("refuse-" + string(family))
 		p.at(next)
 	}
 	if connect {
@@ -195,42 +195,42 @@ func (w writer) lead(p *program, family routes.Family, fieldsOf6 bool, offset in
 		return
 	}
 	of := string(family)
-	p.at("lead " + of)
+	p.at("lead-" + of)
 	// Without the mark nothing would end the connection when the endpoint goes.
 	p.add(asm.LoadMem(asm.R2, asm.R6, addrSocket, asm.DWord))
 	p.marks(true)
-	p.add(asm.JEq.Imm(asm.R0, 0, "refuse "+of),
+	p.add(asm.JEq.Imm(asm.R0, 0, "refuse-"+of),
 		asm.LoadMem(asm.R1, asm.R0, 0, asm.Word), asm.Or.Imm(asm.R1, led), asm.StoreMem(asm.R0, 0, asm.R1, asm.Word))
 	// The application's own time-out stays. Before Linux 6.1 it cannot be read.
 	p.add(asm.Mov.Imm(asm.R1, 0), asm.StoreMem(asm.RFP, -4, asm.R1, asm.Word))
 	p.socketOption(asm.FnGetsockopt)
-	p.add(asm.JNE.Imm(asm.R0, 0, "set "+of), asm.LoadMem(asm.R1, asm.RFP, -4, asm.Word), asm.JNE.Imm(asm.R1, 0, "choose "+of))
-	p.at("set " + of)
+	p.add(asm.JNE.Imm(asm.R0, 0, "set-"+of), asm.LoadMem(asm.R1, asm.RFP, -4, asm.Word), asm.JNE.Imm(asm.R1, 0, "choose-"+of))
+	p.at("set-" + of)
 	p.userTimeout(deadline)
-	p.at("choose " + of)
+	p.at("choose-" + of)
 	p.add(asm.FnGetPrandomU32.Call(), asm.Mod.Imm32(asm.R0, int32(len(endpoints))))
 	for i, e := range endpoints {
 		if i > 0 {
-			p.at(fmt.Sprintf("endpoint %s %d", of, i))
+			p.at(fmt.Sprintf("endpoint-%s-%d", of, i))
 		}
 		if i+1 < len(endpoints) {
-			p.add(asm.JNE.Imm(asm.R0, int32(i), fmt.Sprintf("endpoint %s %d", of, i+1)))
+			p.add(asm.JNE.Imm(asm.R0, int32(i), fmt.Sprintf("endpoint-%s-%d", of, i+1)))
 		}
 		for j, word := range words(e.Addr(), fieldsOf6) {
 			p.add(asm.Mov.Imm32(asm.R1, word), asm.StoreMem(asm.R6, offset+int16(4*j), asm.R1, asm.Word))
 		}
 		p.add(asm.Mov.Imm32(asm.R1, network16(e.Port())), asm.StoreMem(asm.R6, addrPort, asm.R1, asm.Word))
-		p.jump("led " + of)
+		p.jump("led-" + of)
 	}
-	p.at("led " + of)
-	p.count(counter(family, false), "counted led "+of)
+	p.at("led-" + of)
+	p.count(counter(family, false), "counted-led-"+of)
 	p.jump("pass")
 }
 
 // refusal makes the call fail.
 func (w writer) refusal(p *program, family routes.Family) {
-	p.at("refuse " + string(family))
-	p.count(counter(family, true), "counted refused "+string(family))
+	p.at("refuse-" + string(family))
+	p.count(counter(family, true), "counted-refused-"+string(family))
 	if w.refuse {
 		p.add(asm.Mov.Imm(asm.R1, -int32(unix.ECONNREFUSED)), asm.FnSetRetval.Call())
 	}
@@ -257,14 +257,14 @@ func (w writer) create() asm.Instructions {
 func (w writer) egress() asm.Instructions {
 	p := &program{}
 	p.add(asm.Mov.Reg(asm.R6, asm.R1), asm.LoadMem(asm.R2, asm.R6, skbProtocol, asm.Word),
-		asm.JNE.Imm32(asm.R2, network16(unix.ETH_P_IP), "no "+string(routes.IPv4)))
+		asm.JNE.Imm32(asm.R2, network16(unix.ETH_P_IP), "no-"+string(routes.IPv4)))
 	w.packet(p, routes.IPv4, 16, 4) // RFC 791
-	p.at("no " + string(routes.IPv4))
+	p.at("no-" + string(routes.IPv4))
 	p.add(asm.JNE.Imm32(asm.R2, network16(unix.ETH_P_IPV6), "pass"))
 	w.packet(p, routes.IPv6, 24, 16) // RFC 8200
 	for _, family := range routes.Families {
-		p.at("drop " + string(family))
-		p.count(counter(family, true), "counted "+string(family))
+		p.at("drop-" + string(family))
+		p.count(counter(family, true), "counted-"+string(family))
 		p.end(0)
 	}
 	p.at("pass")
@@ -275,11 +275,11 @@ func (w writer) egress() asm.Instructions {
 // packet judges one of the family, whose destination is at an offset and has so many bytes.
 func (w writer) packet(p *program, family routes.Family, offset, size int32) {
 	const destination = -16
-	fieldsOf6, drop := family == routes.IPv6, "drop "+string(family)
+	fieldsOf6, drop := family == routes.IPv6, "drop-"+string(family)
 	p.add(asm.Mov.Imm(asm.R2, offset), asm.Mov.Imm(asm.R4, size))
 	p.load(destination, drop)
 	for i, a := range w.routes.Guarded(family) {
-		next := fmt.Sprintf("other than %s %d", family, i)
+		next := fmt.Sprintf("other-than-%s-%d", family, i)
 		p.unless(a, fieldsOf6, asm.RFP, destination, next)
 		if !slices.Contains(w.routes.Host, a) {
 			w.passHostPacket(p, drop)
@@ -351,7 +351,7 @@ func (p *program) transport(family routes.Family, drop string) {
 // passDomain lets a packet to the domain port pass.
 func (w writer) passDomain(p *program, drop, next string) {
 	const at, destinationPort = -24, 2 // RFC 9293, RFC 768
-	known := next + " known"
+	known := next + "-known"
 	p.add(asm.JEq.Imm(asm.R8, unix.IPPROTO_TCP, known), asm.JNE.Imm(asm.R8, unix.IPPROTO_UDP, drop))
 	p.at(known)
 	p.add(asm.Mov.Reg(asm.R2, asm.R9), asm.Add.Imm(asm.R2, destinationPort), asm.Mov.Imm(asm.R4, 2))
@@ -383,7 +383,7 @@ func (w writer) sourceOfEndpoint(p *program, family routes.Family, label string)
 			continue
 		}
 		last = e.Addr()
-		next := fmt.Sprintf("not from %s %d", family, i)
+		next := fmt.Sprintf("not-from-%s-%d", family, i)
 		p.unless(last, family == routes.IPv6, asm.R7, offset, next)
 		p.jump(label)
 		p.at(next)
@@ -397,7 +397,7 @@ func (w writer) live(p *program, family routes.Family, label string) {
 		offset = sockDestination6
 	}
 	for i, e := range w.routes.Of(family).Live {
-		next := fmt.Sprintf("not to %s %d", family, i)
+		next := fmt.Sprintf("not-to-%s-%d", family, i)
 		p.unless(e.Addr(), family == routes.IPv6, asm.R7, offset, next)
 		// All 32 bits, because kernels before Linux 5.18 have them in one piece.
 		p.add(asm.LoadMem(asm.R1, asm.R7, sockPort, asm.Word), asm.And.Imm(asm.R1, 0xffff), asm.JEq.Imm32(asm.R1, network16(e.Port()), label))

@@ -44,6 +44,9 @@ func issuerCommand(rotate bool, documents, say io.Writer) program.Program[server
 
 // subcommand runs the program that the first arguments name, if they name one.
 func subcommand() (status int, is bool) {
+	if status, is = runTrust(); is {
+		return status, true
+	}
 	if len(os.Args) < 2 || os.Args[1] != "issuer" {
 		return 0, false
 	}

@@ -66,13 +66,7 @@ func add(f *flags.Set) (config func() server.Config) {
 	return func() server.Config {
 		cfg.Sessions.WebIdentity = operation == webIdentity
 		cfg.DenyRolesByDefault = rolesByDefault == "deny"
-		for _, tag := range tags {
-			key, value, found := strings.Cut(tag, "=")
-			if !found {
-				key = "" // none that is accepted
-			}
-			cfg.Sessions.Tags = append(cfg.Sessions.Tags, role.Tag{Key: key, Value: value})
-		}
+		cfg.Sessions.Tags = parseTags(tags)
 		return cfg
 	}
 }

@@ -15,7 +15,9 @@ TOOLS := $(CACHE)/tools/$(shell go env GOVERSION)
 GOLANGCI_LINT := $(TOOLS)/golangci-lint-$(GOLANGCI_LINT_VERSION)/golangci-lint
 GOVULNCHECK := $(TOOLS)/govulncheck-$(GOVULNCHECK_VERSION)/govulncheck
 
-MODULES := . test
+# The plugin of kubectl, a module of its own for the sake of the programs' dependencies.
+PLUGIN := cmd/kubectl-iam4kube
+MODULES := . $(PLUGIN) test
 # The packages of test/ that need neither root nor an API server, by the ends of their names.
 TEST_UNIT := demo|docs|fakests|progress
 # Those that run nothing of ours beside each other, or simulate hours: without the race detector, which makes them
@@ -51,9 +53,14 @@ LDFLAGS = -s -w -X $(BUILDINFO).version=$(VERSION) -X $(BUILDINFO).revision=$(RE
 ##@ Build
 BIN := bin
 .PHONY: build
-build: ## the programs, static, into bin/; ip2service-init is ip2service without --mode node
+build: plugin ## the programs, static, into bin/; ip2service-init is ip2service without --mode node
 	CGO_ENABLED=0 go build -trimpath -ldflags='$(LDFLAGS)' -o $(BIN)/ ./cmd/...
 	CGO_ENABLED=0 go build -trimpath -ldflags='$(LDFLAGS)' -tags podonly -o $(BIN)/ip2service-init ./cmd/ip2service
+
+.PHONY: plugin
+plugin: # `kubectl iam4kube`
+	mkdir -p $(BIN)
+	cd $(PLUGIN) && CGO_ENABLED=0 go build -trimpath -ldflags='$(LDFLAGS)' -o $(abspath $(BIN))/ .
 
 ##@ Test
 # -vet=off: `lint` vets. Here, go would do it once more, and with it all dependencies. -trimpath: what one checkout has
@@ -65,6 +72,7 @@ GOTEST := GORACE=atexit_sleep_ms=0 go test -race -vet=off -trimpath
 .PHONY: test-unit
 test-unit: ## what needs no root and no API server, within a minute
 	$(GOTEST) $(TESTFLAGS) ./...
+	cd $(PLUGIN) && $(GOTEST) $(TESTFLAGS) ./...
 	cd test && $(GOTEST) -count=1 $(TESTFLAGS) $$($(TEST_PACKAGES) | grep -E '/($(TEST_UNIT))$$')
 
 # Packages, and parallel tests in them, are beside each other, because they wait more than they work. -count=1 as above.
@@ -92,12 +100,13 @@ bench-scale: control-plane ## memory and time to sync with 50,000 pods and 5,000
 
 ##@ Cluster
 .PHONY: demo
-demo: cluster-tools ## real pods on a real Kubernetes cluster get their roles; the cluster stays
+demo: VERSION := demo
+demo: cluster-tools plugin ## real pods on a real Kubernetes cluster get their roles; the cluster stays
 	cd test && $(GORUN) ./demo
 
 .PHONY: demo-shell
 demo-shell: ## a shell in which kubectl finds the demo's cluster
-	cd test && $(GORUN) ./cluster/cmd/cluster shell
+	cd test && PATH="$(abspath $(BIN)):$$PATH" $(GORUN) ./cluster/cmd/cluster shell
 
 .PHONY: demo-down
 demo-down: ## take the demo's cluster down
@@ -166,8 +175,8 @@ SINCE ?= HEAD
 .PHONY: lint-changed
 lint-changed: $(GOLANGCI_LINT)
 	for module in $(MODULES); do (cd $$module && \
-		{ git diff --name-only --relative --diff-filter=d $(SINCE) -- '*.go' ':!test' ':!build'; \
-		git ls-files --others --exclude-standard -- '*.go' ':!test' ':!build'; } | \
+		{ git diff --name-only --relative --diff-filter=d $(SINCE) -- '*.go' ':!test' ':!build' ':!$(PLUGIN)'; \
+		git ls-files --others --exclude-standard -- '*.go' ':!test' ':!build' ':!$(PLUGIN)'; } | \
 		xargs -r dirname | sort -u | sed 's,^,./,' | xargs -rt env $(LESS_GC) $(GOLANGCI_LINT) run); done
 
 # Compiled for the linter as for `build`, dependencies come from the same entries of go's cache.

@@ -23,8 +23,9 @@ var (
 	verb     = regexp.MustCompile(`%[+#]?(\.\d+)?[a-z]`)
 	inQuotes = regexp.MustCompile(`%(\.\d+)?q`)
 	prose    = regexp.MustCompile(`\p{L}{2,}[,;:]?\s+\p{L}+`)
-	// notProse are packages whose texts are rules of nft or lines of a protocol, or cannot come about.
-	notProse = []string{"ruleset", "logging", "listener"}
+	// notProse are packages whose texts are rules of nft or lines of a protocol, or cannot come about,
+	// and the plugin of kubectl, whose texts have a name, a remedy and a link each, and a page of their own.
+	notProse = []string{"ruleset", "logging", "listener", "kubectl-iam4kube"}
 )
 
 // Texts returns the texts of two words or more in the Go files of folders and below, as users

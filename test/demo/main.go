@@ -67,7 +67,7 @@ func (d *demo) run() error {
 	}
 	d.since = time.Now()
 	start := func() error { return d.start(archives) }
-	for _, step := range []func() error{start, d.install, d.runPods, d.showRoles, d.replaceServer, d.end} {
+	for _, step := range []func() error{start, d.install, d.runPods, d.showRoles, d.replaceServer, d.check, d.end} {
 		if err := again(d.ctx, func() error { return d.watched(step) }, func(attempt int, err error) {
 			say("%v", err)
 			say("trying it again: attempt %d of %d", attempt, attempts)
@@ -442,6 +442,9 @@ func (d *demo) leave(err error) {
 		fmt.Println("`make demo` begins anew, with all that has been built.")
 	}
 	fmt.Printf("Logs: %s\n", d.logs())
+	if err == nil {
+		fmt.Println(commands)
+	}
 }
 
 func (d *demo) endLoad(ctx context.Context) {

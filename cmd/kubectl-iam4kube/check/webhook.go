@@ -73,6 +73,9 @@ func (i *installation) whyNotReady(ctx context.Context, program string) string {
 		}
 		return pods[n].Name + ": " + i.why(ctx, &pods[n])
 	}
+	if len(pods) > 0 {
+		return "its pods say that they are"
+	}
 	return "it has no pods"
 }
 
@@ -267,8 +270,8 @@ func (i *installation) serving(ctx context.Context) finding.Finding {
 	if i.configuration == nil || i.webhook == nil {
 		return finding.Finding{}
 	}
-	roots, _, err := i.roots()
-	if err != nil {
+	roots, ends, err := i.roots()
+	if err != nil || time.Now().After(ends) {
 		return finding.Finding{} // told before
 	}
 	pods, err := i.PodsOf(ctx, cluster.Webhook, "status.phase=Running")
@@ -298,7 +301,7 @@ func (i *installation) serving(ctx context.Context) finding.Finding {
 	if !ok {
 		return unseen("the certificate", errors.New("no TLS"))
 	}
-	ends := secured.ConnectionState().PeerCertificates[0].NotAfter
+	ends = secured.ConnectionState().PeerCertificates[0].NotAfter
 	if time.Until(ends) < expiringSoon {
 		return finding.Expiring.May("the certificate that %s shows expires at %s, and was not renewed", pods[0].Name, ends.UTC().Format(time.RFC3339))
 	}

@@ -58,7 +58,7 @@ type Replica struct {
 // ErrNoDebug: the server's flag --debug is off.
 var ErrNoDebug = &HiddenError{Why: "the servers run without --debug"}
 
-// Replicas asks all pods of the server at the same time, with dumps if debug.
+// Replicas asks all pods of the server that run at the same time, with dumps if debug.
 func (c *Cluster) Replicas(ctx context.Context, debug bool) ([]Replica, error) {
 	pods, err := c.PodsOf(ctx, Server, "")
 	if err != nil {
@@ -66,7 +66,7 @@ func (c *Cluster) Replicas(ctx context.Context, debug bool) ([]Replica, error) {
 	}
 	replicas := make([]Replica, 0, len(pods))
 	for _, pod := range pods {
-		if pod.Status.Phase != corev1.PodSucceeded && pod.Status.Phase != corev1.PodFailed {
+		if pod.Status.Phase == corev1.PodRunning {
 			replicas = append(replicas, Replica{Pod: pod})
 		}
 	}
@@ -84,9 +84,6 @@ func (c *Cluster) Replicas(ctx context.Context, debug bool) ([]Replica, error) {
 }
 
 func (c *Cluster) ask(ctx context.Context, r *Replica, debug bool) error {
-	if r.Pod.Status.Phase != corev1.PodRunning {
-		return fmt.Errorf("pod %s does not run: %s", r.Pod.Name, State(&r.Pod))
-	}
 	aux := MetricsPort(&r.Pod)
 	forward, err := c.Forward(ctx, &r.Pod, aux, debugPort)
 	if err != nil {

@@ -1,7 +1,6 @@
 package why
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -79,14 +78,14 @@ func (l *look) allowedLink(context.Context) (finding.Finding, error) {
 	return finding.Good("namespaces without the annotation %s have every role", role.AnnotationAllowed), nil
 }
 
-// dumpErr is why what the servers have in memory was not seen, of all of them: one that was
-// not seen may differ.
+// dumpErr is why what the servers have in memory was not seen, of one of them at least: that
+// one may differ from the others.
 func (l *look) dumpErr() error {
 	if l.replicasErr != nil {
 		return l.replicasErr
 	}
 	if len(l.replicas) == 0 {
-		return errors.New("there is no server")
+		return errors.New("no server runs")
 	}
 	for _, r := range l.replicas {
 		if r.DebugErr != nil {
@@ -94,6 +93,16 @@ func (l *look) dumpErr() error {
 		}
 	}
 	return nil
+}
+
+// dumped are the replicas whose memory was seen.
+func (l *look) dumped() (seen []cluster.Replica) {
+	for _, r := range l.replicas {
+		if r.DebugErr == nil {
+			seen = append(seen, r)
+		}
+	}
+	return seen
 }
 
 // states are those of iam4kube_roles in which a pod is served.
@@ -110,21 +119,12 @@ func (l *look) stsLink(context.Context) (finding.Finding, error) {
 		}
 		return finding.Hidden("the role was not seen"), nil
 	}
-	if err := l.dumpErr(); err != nil {
-		if f, told := l.lastEvent(); told {
-			return f, nil
-		}
-		why := cluster.Reason(err)
-		if l.eventsErr != nil {
-			why += "; and of events: " + cluster.Reason(l.eventsErr)
-		} else {
-			why += "; and no event tells of it"
-		}
-		return finding.Hidden("what STS says to the servers: %s", why), nil
+	if len(l.dumped()) == 0 {
+		return l.stsByEvents(), nil
 	}
 	warning := finding.Finding{}
 	var soonest *time.Time
-	for _, replica := range l.replicas {
+	for _, replica := range l.dumped() {
 		state := stateOf(replica.Roles, l.role)
 		switch {
 		case state == nil:
@@ -142,10 +142,27 @@ func (l *look) stsLink(context.Context) (finding.Finding, error) {
 		}
 	}
 	l.chain.Role.Expiration = soonest
+	if err := l.dumpErr(); err != nil {
+		return finding.Hidden("what STS says to all servers, to %d it has given the role: %s", len(l.dumped()), cluster.Reason(err)), nil
+	}
 	if warning.State != "" {
 		return warning, nil
 	}
 	return finding.Good("has given the role to %d of %d servers, valid until %s", len(l.replicas), len(l.replicas), stamp(soonest)), nil
+}
+
+// stsByEvents is what there is to say without the servers' memory.
+func (l *look) stsByEvents() finding.Finding {
+	if f, told := l.lastEvent(); told {
+		return f
+	}
+	why := cluster.Reason(l.dumpErr())
+	if l.eventsErr != nil {
+		why += "; and of events: " + cluster.Reason(l.eventsErr)
+	} else {
+		why += "; and no event tells of it"
+	}
+	return finding.Hidden("what STS says to the servers: %s", why)
 }
 
 // sts says what one replica lacks, with its name where there are others.
@@ -179,13 +196,17 @@ func stateOf(states []cluster.RoleState, r *role.Role) *cluster.RoleState {
 	return nil
 }
 
-// lastEvent is the newest word of the servers about the pod or, in general, its
+// lastEvent is the newest word of the servers about the pod or, if there is none, about its
 // ServiceAccount.
 func (l *look) lastEvent() (finding.Finding, bool) {
-	if len(l.events) == 0 {
+	events := slices.DeleteFunc(slices.Clone(l.events), func(e corev1.Event) bool { return e.InvolvedObject.UID != l.pod.UID })
+	if len(events) == 0 {
+		events = l.events
+	}
+	if len(events) == 0 {
 		return finding.Finding{}, false
 	}
-	last := slices.MaxFunc(l.events, func(a, b corev1.Event) int { return cmp.Compare(eventTime(a).UnixNano(), eventTime(b).UnixNano()) })
+	last := slices.MaxFunc(events, func(a, b corev1.Event) int { return eventTime(a).Compare(eventTime(b)) })
 	at := eventTime(last).UTC().Format(time.RFC3339)
 	if diagnosis.Reason(last.Reason) == diagnosis.Serving {
 		return finding.Good("%s (event of %s)", last.Message, at), true
@@ -203,28 +224,27 @@ func eventTime(e corev1.Event) time.Time {
 }
 
 func (l *look) handOutLink(context.Context) (finding.Finding, error) {
-	if err := l.dumpErr(); err != nil {
-		for _, e := range l.events {
-			if diagnosis.Reason(e.Reason) == diagnosis.Serving && e.InvolvedObject.UID == l.pod.UID {
-				return finding.Good("the pod got credentials at %s", eventTime(e).UTC().Format(time.RFC3339)), nil
+	for _, replica := range l.dumped() {
+		at := slices.IndexFunc(replica.Pods, func(p cluster.PodState) bool { return p.Namespace == l.namespaceName && p.Name == l.name })
+		if at < 0 || replica.Pods[at].AccessKeyID == "" {
+			continue
+		}
+		key := replica.Pods[at].AccessKeyID
+		for _, s := range replica.Roles {
+			if s.AccessKeyID == key {
+				l.chain.Role = &Role{s.ARN, s.SessionName, key, s.Expiration}
+				return finding.Good("the pod has %s, session name %s, key %s, until %s", s.ARN, s.SessionName, key, stamp(s.Expiration)), nil
 			}
 		}
-		return finding.Hidden("whether the pod got credentials: %s", cluster.Reason(err)), nil
+		return finding.Good("the pod got key %s, which was refreshed since: it gets a newer one when it asks", key), nil
 	}
-	for _, replica := range l.replicas {
-		for _, p := range replica.Pods {
-			if p.Namespace != l.namespaceName || p.Name != l.name || p.AccessKeyID == "" {
-				continue
-			}
-			l.chain.Role.AccessKeyID = p.AccessKeyID
-			for _, s := range replica.Roles {
-				if s.AccessKeyID == p.AccessKeyID {
-					l.chain.Role.Expiration = s.Expiration
-					return finding.Good("the pod has %s, session name %s, key %s, until %s", s.ARN, s.SessionName, p.AccessKeyID, stamp(s.Expiration)), nil
-				}
-			}
-			return finding.Good("the pod got key %s, which was refreshed since: it gets a newer one when it asks", p.AccessKeyID), nil
+	for _, e := range l.events {
+		if diagnosis.Reason(e.Reason) == diagnosis.Serving && e.InvolvedObject.UID == l.pod.UID {
+			return finding.Good("the pod got credentials at %s", eventTime(e).UTC().Format(time.RFC3339)), nil
 		}
+	}
+	if err := l.dumpErr(); err != nil {
+		return finding.Hidden("whether the pod got credentials: %s", cluster.Reason(err)), nil
 	}
 	return finding.NotAsked.May("the credentials are there, and the pod has not asked for them"), nil
 }

@@ -215,11 +215,7 @@ func (l *look) addressLink(context.Context) (finding.Finding, error) {
 	if l.pod.Spec.HostNetwork {
 		return finding.Finding{}, nil
 	}
-	why := l.dumpErr()
-	if why != nil {
-		return finding.Hidden("whether the servers know the pod by its address %s: %s", ip, cluster.Reason(why)), nil
-	}
-	for _, replica := range l.replicas {
+	for _, replica := range l.dumped() {
 		known, others := owners(replica.Pods, l.pod, ip)
 		switch {
 		case !known:
@@ -229,6 +225,9 @@ func (l *look) addressLink(context.Context) (finding.Finding, error) {
 			f.Text += fmt.Sprintf(" Server %s sees it also on %s.", replica.Pod.Name, finding.List(others))
 			return f, nil
 		}
+	}
+	if err := l.dumpErr(); err != nil {
+		return finding.Hidden("whether all servers know the pod by its address %s, %d do: %s", ip, len(l.dumped()), cluster.Reason(err)), nil
 	}
 	return finding.Good("%s, known to %d of %d servers", ip, len(l.replicas), len(l.replicas)), nil
 }

@@ -137,6 +137,7 @@ test-tools: control-plane image-tools client-tools # what `test` needs and the c
 	cd test && $(GORUN) ./controlplane/cmd/build certmanager
 	cd test && $(GORUN) ./controlplane/cmd/build helm
 	hack/debian-packages.sh iproute2 iptables nftables python3-cryptography python3-jwt
+	$(MAKE) $(PROMETHEUS)
 
 .PHONY: client-tools
 client-tools: # the AWS clients of test/clients/programs
@@ -145,6 +146,14 @@ client-tools: # the AWS clients of test/clients/programs
 
 test/clients/js/node_modules/.package-lock.json: test/clients/js/package-lock.json
 	npm --prefix $(<D) ci --no-audit --no-fund
+
+# Debian's Prometheus, not installed, because that would start it.
+PROMETHEUS := $(CACHE)/prometheus
+$(PROMETHEUS):
+	rm -rf $@.partial && mkdir -p $@.partial
+	cd $@.partial && { apt-get download -q prometheus || { apt-get update -q && apt-get download -q prometheus; }; }
+	cd $@.partial && dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x --strip-components=3 ./usr/bin/promtool ./usr/bin/prometheus && rm prometheus_*.deb
+	mv $@.partial $@
 
 .PHONY: image-tools
 image-tools: # what builds images
@@ -163,6 +172,10 @@ network-policy: # what enforces NetworkPolicies on the cluster's nodes, built on
 control-plane: # Kubernetes and etcd, built once into CACHE
 	hack/debian-packages.sh gcc libc6-dev
 	cd test && $(GORUN) ./controlplane/cmd/build
+
+.PHONY: monitoring
+monitoring: ## alerts and dashboard of observability/, and their tables in docs/, anew from test/monitoring
+	cd test && $(GORUN) ./monitoring/cmd/generate
 
 ##@ Check
 .PHONY: check

@@ -6,8 +6,10 @@ package auxserver
 import (
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/http"
 	"net/http/pprof"
+	"net/netip"
 	"runtime"
 	"strings"
 	"time"
@@ -47,15 +49,16 @@ func NewRegistry() *prometheus.Registry {
 }
 
 // Endpoints are that of --aux-listen-on, first, and with debug another on DebugAddress.
-// ready returns why the program is not ready, nil if it is. Dumps must not hold secrets.
-func Endpoints(listenOn string, debug bool, gatherer prometheus.Gatherer, ready func() error, dumps map[string]func() any) []program.Endpoint {
+// ready returns why the program is not ready, nil if it is. Dumps and page, which answers the
+// paths of the debug listener that are nobody else's and may be nil, must not hold secrets.
+func Endpoints(listenOn string, debug bool, gatherer prometheus.Gatherer, ready func() error, dumps map[string]func() any, page http.Handler) []program.Endpoint {
 	endpoints := []program.Endpoint{{
 		Flag: "--aux-listen-on", Address: listenOn, Handler: auxHandler(gatherer, ready),
 		Limits: limits, ReadTimeout: timeout, WriteTimeout: timeout,
 	}}
 	if debug {
 		// A profile takes as long as its reader says.
-		endpoints = append(endpoints, program.Endpoint{Flag: "--debug", Address: DebugAddress, Handler: debugHandler(dumps), Limits: limits, ReadTimeout: timeout})
+		endpoints = append(endpoints, program.Endpoint{Flag: "--debug", Address: DebugAddress, Handler: debugHandler(dumps, page), Limits: limits, ReadTimeout: timeout})
 	}
 	return endpoints
 }
@@ -78,8 +81,8 @@ func auxHandler(gatherer prometheus.Gatherer, ready func() error) http.Handler {
 }
 
 // debugHandler answers net/http/pprof's paths, and /debug/NAME with the JSON of what
-// each dump returns.
-func debugHandler(dumps map[string]func() any) http.Handler {
+// each dump returns. The rest is page's.
+func debugHandler(dumps map[string]func() any, page http.Handler) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/debug/pprof/", pprof.Index)
 	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
@@ -94,7 +97,28 @@ func debugHandler(dumps map[string]func() any) http.Handler {
 			_ = encoder.Encode(dump()) // the client's connection, the client's loss
 		})
 	}
-	return mux
+	if page != nil {
+		mux.Handle("/", page)
+	}
+	return fromLoopback(mux)
+}
+
+// fromLoopback lets requests through whose Host is loopback's. One with another name comes from a
+// browser on this machine that a foreign page has led here by DNS rebinding, and would show
+// that page what is known here.
+func fromLoopback(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		host := r.Host
+		if name, _, err := net.SplitHostPort(host); err == nil {
+			host = name
+		}
+		address, err := netip.ParseAddr(strings.Trim(host, "[]"))
+		if host != "localhost" && (err != nil || !address.Unmap().IsLoopback()) {
+			http.Error(w, "the Host header must be localhost or a loopback address: use kubectl port-forward and http://127.0.0.1:PORT", http.StatusForbidden)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // connections tells of each server's connections.

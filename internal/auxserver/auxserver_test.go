@@ -19,7 +19,9 @@ import (
 
 func get(handler http.Handler, method, path string) *httptest.ResponseRecorder {
 	recorder := httptest.NewRecorder()
-	handler.ServeHTTP(recorder, httptest.NewRequest(method, path, http.NoBody))
+	request := httptest.NewRequest(method, path, http.NoBody)
+	request.Host = "localhost:6060"
+	handler.ServeHTTP(recorder, request)
 	return recorder
 }
 
@@ -58,7 +60,7 @@ func TestHandler(t *testing.T) {
 }
 
 func TestDebug(t *testing.T) {
-	handler := debugHandler(map[string]func() any{"pods": func() any { return []string{"default/app"} }})
+	handler := debugHandler(map[string]func() any{"pods": func() any { return []string{"default/app"} }}, nil)
 	for path, body := range map[string]string{"/debug/pods": `"default/app"`, "/debug/pprof/": "goroutine", "/debug/pprof/cmdline": "test"} {
 		if answer := get(handler, http.MethodGet, path); answer.Code != 200 || !strings.Contains(answer.Body.String(), body) {
 			t.Errorf("%s: %d %s", path, answer.Code, answer.Body)
@@ -72,11 +74,33 @@ func TestDebug(t *testing.T) {
 	}
 }
 
+// A page that a browser on this machine has open reads nothing here by a name that it has made
+// lead to loopback.
+func TestDebugIsReadByLoopbackAlone(t *testing.T) {
+	page := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "the page") })
+	handler := debugHandler(map[string]func() any{"pods": func() any { return []string{"default/app"} }}, page)
+	for host, status := range map[string]int{
+		"localhost": 200, "localhost:6060": 200, "127.0.0.1:41234": 200, "127.0.0.1": 200, "[::1]:6060": 200, "[::1]": 200,
+		"rebound.example": 403, "rebound.example:6060": 403, "localhost.rebound.example": 403, "127.0.0.1.rebound.example:6060": 403,
+		"10.0.0.1:6060": 403, "": 403, "[::]:6060": 403, "0.0.0.0:6060": 403,
+	} {
+		for path, body := range map[string]string{"/": "the page", "/debug/pods": "default/app", "/debug/pprof/cmdline": "test"} {
+			request := httptest.NewRequest(http.MethodGet, path, http.NoBody)
+			request.Host = host
+			answer := httptest.NewRecorder()
+			handler.ServeHTTP(answer, request)
+			if answer.Code != status || strings.Contains(answer.Body.String(), body) != (status == 200) {
+				t.Errorf("%q %s: %d %s", host, path, answer.Code, answer.Body)
+			}
+		}
+	}
+}
+
 // Profiles and dumps are for those who ask for them.
 func TestEndpoints(t *testing.T) {
 	for _, debug := range []bool{false, true} {
 		var got []string
-		for _, e := range Endpoints(":9090", debug, prometheus.NewRegistry(), func() error { return nil }, nil) {
+		for _, e := range Endpoints(":9090", debug, prometheus.NewRegistry(), func() error { return nil }, nil, nil) {
 			for _, path := range []string{"/readyz", "/debug/pprof/"} {
 				if get(e.Handler, http.MethodGet, path).Code == http.StatusOK {
 					got = append(got, e.Flag, e.Address+path)
@@ -138,7 +162,7 @@ func TestFewScrapesAtOnce(t *testing.T) {
 
 func TestConnectionsAreCounted(t *testing.T) {
 	registry := prometheus.NewRegistry()
-	endpoints := Endpoints("127.0.0.1:0", false, registry, func() error { return nil }, nil)
+	endpoints := Endpoints("127.0.0.1:0", false, registry, func() error { return nil }, nil, nil)
 	servers, err := program.Listen(t.Context(), zap.NewNop(), endpoints...)
 	if err != nil {
 		t.Fatal(err)

@@ -58,7 +58,7 @@ func runNode(ctx context.Context, cfg Config, log *zap.Logger) error {
 	defer n.hangUp()
 	servers, err := program.Listen(ctx, log, auxserver.Endpoints(cfg.AuxListenOn, cfg.Debug, n.registry, n.ready, map[string]func() any{
 		"endpoints": func() any { endpoints, _ := n.reconciler.set.Endpoints(); return endpoints },
-	})...)
+	}, nil)...)
 	if err != nil {
 		return err
 	}

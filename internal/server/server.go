@@ -30,6 +30,7 @@ import (
 	"github.com/iam4kube/iam4kube/internal/server/imdstoken"
 	"github.com/iam4kube/iam4kube/internal/server/issuer"
 	"github.com/iam4kube/iam4kube/internal/server/metadata"
+	"github.com/iam4kube/iam4kube/internal/server/page"
 	"github.com/iam4kube/iam4kube/internal/server/podevents"
 	"github.com/iam4kube/iam4kube/internal/server/podtoken"
 	"github.com/iam4kube/iam4kube/internal/server/role"
@@ -219,7 +220,10 @@ func (s *server) endpoints() []program.Endpoint {
 	aux := auxserver.Endpoints(s.cfg.AuxListenOn, s.cfg.Debug, s.registry, s.readiness.Err, map[string]func() any{
 		"pods":  func() any { return s.index.Dump() },
 		"roles": func() any { return s.cache.Dump() },
-	})
+	}, page.New(page.Source{
+		Roles: s.cache.Dump, Namespaces: s.index.DumpNamespaces, Ready: s.readiness.Err, Metrics: s.registry,
+		Replicas: func() []netip.Addr { return s.index.Replicas(ownAddresses()) },
+	}))
 	aux[0].Handler = answerPeers(s.watches, aux[0].Handler)
 	return append([]program.Endpoint{api}, aux...)
 }

@@ -128,7 +128,7 @@ func (w *webhook) endpoints() []program.Endpoint {
 	}
 	return append([]program.Endpoint{reviews}, auxserver.Endpoints(w.cfg.AuxListenOn, w.cfg.Debug, w.registry, w.ready, map[string]func() any{
 		"service": func() any { return w.cluster.Service() },
-	})...)
+	}, nil)...)
 }
 
 // reviews has a handler for each path. Their bodies are bounded together.

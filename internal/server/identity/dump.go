@@ -2,6 +2,7 @@ package identity
 
 import (
 	"cmp"
+	"maps"
 	"net/netip"
 	"slices"
 )
@@ -34,4 +35,55 @@ func (x *Index) Dump() []PodState {
 		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
 	})
 	return states
+}
+
+// NamespaceState is a namespace in a dump.
+type NamespaceState struct {
+	Name string
+	// Pods are those in memory, Invalid and NotAllowed ServiceAccounts: those whose annotations
+	// are wrong, and those whose role the namespace may not have.
+	Pods, Invalid, NotAllowed int
+	// TokensOnly and Tokens are those of Namespace.
+	TokensOnly, Tokens bool
+	// May says which roles its ServiceAccounts may have: any, none, or those that are listed.
+	May string
+}
+
+// DumpNamespaces lists the namespaces by name.
+func (x *Index) DumpNamespaces() []NamespaceState {
+	x.changes.Lock()
+	defer x.changes.Unlock()
+	states := make(map[string]*NamespaceState, len(x.namespaces))
+	for name, n := range x.namespaces {
+		if !n.exists {
+			continue
+		}
+		state := &NamespaceState{Name: name, TokensOnly: n.tokensOnly, Tokens: n.tokens, May: "any"}
+		switch {
+		case n.allowed != nil:
+			state.May = "listed"
+		case x.denyByDefault:
+			state.May = "none"
+		}
+		states[name] = state
+	}
+	for key, a := range x.accounts {
+		state := states[key.Namespace]
+		if state == nil {
+			continue
+		}
+		state.Pods += len(a.pods)
+		switch {
+		case !a.exists:
+		case a.wrong != "":
+			state.Invalid++
+		case a.role == nil && a.said != nil:
+			state.NotAllowed++
+		}
+	}
+	all := make([]NamespaceState, 0, len(states))
+	for _, name := range slices.Sorted(maps.Keys(states)) {
+		all = append(all, *states[name])
+	}
+	return all
 }

@@ -1,6 +1,6 @@
 {{/*
 The objects are those of manifests/, which is `files` here. Of its kustomizations this reads what a
-chart can: resources, components, deletions, appended arguments and the server's environment. What
+chart can: resources, components, deletions, arguments and the server's environment. What
 else a component patches is in _workloads.tpl, and a test compares the whole with kustomize's own.
 */}}
 
@@ -72,15 +72,19 @@ true
 {{- end -}}
 {{- end -}}
 
-{{/* What patches append to the arguments of the object's first container, as a JSON list. */}}
+{{/* What patches make of the arguments of the object's first container, as a JSON list. */}}
 {{- define "iam4kube.arguments" -}}
-{{- $arguments := list -}}
+{{- $of := "/spec/template/spec/containers/0/args/" -}}
+{{- $arguments := .arguments -}}
 {{- range .kustomizations -}}
 {{- range .patches | default list -}}
 {{- if and (hasPrefix "- " (trim .patch)) (include "iam4kube.targeted" (dict "target" .target "object" $.object)) -}}
 {{- range fromYamlArray .patch -}}
-{{- if and (eq .op "add") (eq .path "/spec/template/spec/containers/0/args/-") -}}
+{{- $at := trimPrefix $of .path -}}
+{{- if eq .path (print $of "-") -}}
 {{- $arguments = append $arguments .value -}}
+{{- else if and (hasPrefix $of .path) (has .op (list "replace" "remove")) -}}
+{{- $arguments = concat (slice $arguments 0 (atoi $at)) (ternary (list .value) list (eq .op "replace")) (slice $arguments (add1 (atoi $at))) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

@@ -2,15 +2,19 @@
 {{- define "iam4kube.workload" -}}
 {{- $pod := .object.spec.template.spec -}}
 {{- range concat $pod.containers ($pod.initContainers | default list) -}}
+{{- if hasPrefix "registry.invalid/iam4kube/" .image -}}
 {{- $_ := set . "image" (include "iam4kube.image" (dict "root" $.root "name" (base .image))) -}}
 {{- end -}}
+{{- end -}}
 {{- $container := first $pod.containers -}}
-{{- $values := get .root.Values (trimPrefix "iam4kube-" .object.metadata.name) | default dict -}}
-{{- $arguments := concat $container.args (include "iam4kube.arguments" . | fromJsonArray) ($values.args | default list) -}}
-{{- $_ := set $container "args" list -}}
+{{- $name := trimPrefix "iam4kube-" .object.metadata.name -}}
+{{- $values := get .root.Values $name | default dict -}}
+{{- $patched := include "iam4kube.arguments" (merge (dict "arguments" ($container.args | default list)) .) | fromJsonArray -}}
+{{- $arguments := concat $patched ($values.args | default list) -}}
+{{- $_ := unset $container "args" -}}
 {{- range $arguments -}}
 {{- $argument := regexReplaceAllLiteral "^--init-image=.*$" . (printf "--init-image=%s" (include "iam4kube.image" (dict "root" $.root "name" "ip2service-init"))) -}}
-{{- $_ := set $container "args" (append $container.args $argument) -}}
+{{- $_ := set $container "args" (append ($container.args | default list) $argument) -}}
 {{- end -}}
 {{- with $values.replicas -}}
 {{- $_ := set $.object.spec "replicas" . -}}
@@ -19,7 +23,7 @@
 {{- $_ := set $container "resources" . -}}
 {{- end -}}
 {{- with $values.podAnnotations -}}
-{{- $_ := set $.object.spec.template.metadata "annotations" . -}}
+{{- $_ := set $.object.spec.template.metadata "annotations" (merge . ($.object.spec.template.metadata.annotations | default dict)) -}}
 {{- end -}}
 {{- with .root.Values.image.pullSecrets -}}
 {{- $secrets := list -}}
@@ -28,13 +32,15 @@
 {{- end -}}
 {{- $_ := set $pod "imagePullSecrets" $secrets -}}
 {{- end -}}
-{{- include (printf "iam4kube.%s" (trimPrefix "iam4kube-" .object.metadata.name)) (dict "root" .root "kustomizations" .kustomizations "object" .object "pod" $pod "container" $container "values" $values) -}}
+{{- if has $name (list "server" "webhook" "ip2service") -}}
+{{- include (printf "iam4kube.%s" $name) (dict "root" .root "kustomizations" .kustomizations "object" .object "pod" $pod "container" $container "values" $values) -}}
+{{- end -}}
 {{- end -}}
 
 {{- define "iam4kube.server" -}}
 {{- include "iam4kube.nodes" . -}}
-{{- $environment := include "iam4kube.environment" . -}}
-{{- $_ := set .object.spec.template.metadata "annotations" (merge (dict "checksum/config" (sha256sum $environment)) .values.podAnnotations) -}}
+{{- $annotations := .object.spec.template.metadata.annotations | default dict -}}
+{{- $_ := set .object.spec.template.metadata "annotations" (merge (dict "checksum/config" (include "iam4kube.environment" . | sha256sum)) $annotations) -}}
 {{- $_ := set .container "envFrom" (concat .container.envFrom .values.envFrom) -}}
 {{- with .values.volumeMounts -}}
 {{- $_ := set $.container "volumeMounts" (concat ($.container.volumeMounts | default list) .) -}}
@@ -60,10 +66,6 @@
 {{- $_ := set $.container "env" (append ($.container.env | default list) $name) -}}
 {{- end -}}
 {{- end -}}
-{{- end -}}
-
-{{/* In the overlay uninstall. */}}
-{{- define "iam4kube.cleanup" -}}
 {{- end -}}
 
 {{/* Server and webhook on any node. */}}

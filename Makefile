@@ -90,7 +90,7 @@ test-kernels: ## what the kernel does, on Debian's kernels KERNELS, each booted 
 	cd test && $(GORUN) ./kernels $(TESTFLAGS) $(KERNELS)
 
 .PHONY: bench
-bench: control-plane ## throughput and latency beside a bare net/http server; wake-up of 10,000; rules beside iptables; injection
+bench: control-plane ## throughput and latency beside a bare net/http server; tokens; 5,000 pods that start; wake-up of 10,000; rules beside iptables; injection
 	hack/debian-packages.sh iproute2 iptables nftables
 	cd test && go test -run '^$$' -bench . -benchtime 1x -timeout 60m -v ./bench/... ./benchrouting/... ./webhook/...
 

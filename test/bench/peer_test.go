@@ -27,11 +27,13 @@ func startBare(b *testing.B, ours *peer) *peer {
 	if err != nil {
 		b.Fatal(err)
 	}
-	body := filepath.Join(b.TempDir(), "body")
-	if err := os.WriteFile(body, ours.pods[0].want, 0o600); err != nil {
-		b.Fatal(err)
+	body, containerBody := filepath.Join(b.TempDir(), "body"), filepath.Join(b.TempDir(), "container-body")
+	for file, client := range map[string]*pod{body: ours.pods[0], containerBody: ours.containerPods[0]} {
+		if err := os.WriteFile(file, client.want, 0o600); err != nil {
+			b.Fatal(err)
+		}
 	}
-	command := exec.CommandContext(b.Context(), program, "--body", body)
+	command := exec.CommandContext(b.Context(), program, "--body", body, "--container-body", containerBody)
 	command.Stderr = os.Stderr
 	command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	output, err := command.StdoutPipe()
@@ -52,20 +54,21 @@ func startBare(b *testing.B, ours *peer) *peer {
 	p := &peer{address: strings.TrimSpace(address), pid: command.Process.Pid, bare: true}
 	same := func(pods []*pod) (copies []*pod) {
 		for _, client := range pods {
-			copies = append(copies, &pod{from: client.from, request: client.request, want: ours.pods[0].want})
+			copies = append(copies, &pod{from: client.from, request: client.request, want: pods[0].want})
 		}
 		return copies
 	}
-	p.pods, p.tokenPods = same(ours.pods), same(ours.tokenPods)
-	checkSameHead(b, ours, p)
+	p.pods, p.tokenPods, p.containerPods = same(ours.pods), same(ours.tokenPods), same(ours.containerPods)
+	checkSameHead(b, ours, p, func(p *peer) *pod { return p.pods[0] })
+	checkSameHead(b, ours, p, func(p *peer) *pod { return p.containerPods[0] })
 	return p
 }
 
 // checkSameHead checks that both servers send the same header fields, but for the date.
-func checkSameHead(b *testing.B, ours, bare *peer) {
+func checkSameHead(b *testing.B, ours, bare *peer, first func(*peer) *pod) {
 	b.Helper()
 	head := func(p *peer) []string {
-		client := p.pods[0]
+		client := first(p)
 		if err := client.dial(b.Context(), p.address); err != nil {
 			b.Fatal(err)
 		}

@@ -40,6 +40,7 @@ func BenchmarkThroughput(b *testing.B) {
 	scenarios := []*scenario{
 		{name: "IMDSv1"},
 		{name: "IMDSv2, with a token", token: true},
+		{name: "/v1/credentials, with a token that was verified before", container: true},
 		{name: "IMDSv1, a new connection for each request", reconnect: true},
 	}
 	for round := range rounds {
@@ -57,8 +58,10 @@ func BenchmarkThroughput(b *testing.B) {
 			}
 		}
 	}
+	tokens := measureTokens(b, ours)
 	checkMetrics(b, server, ours)
 	report(scenarios)
+	tokens.report()
 	b.ReportMetric(0, "ns/op") // the time of all rounds says nothing
 }
 
@@ -67,9 +70,10 @@ type peer struct {
 	address string
 	pid     int
 	bare    bool
-	// pods are its clients, tokenPods the same with an IMDSv2 token.
-	pods, tokenPods []*pod
-	answered        int
+	// pods are its clients, tokenPods the same with an IMDSv2 token, containerPods the same at
+	// /v1/credentials with a token of their ServiceAccount.
+	pods, tokenPods, containerPods []*pod
+	answered                       int
 }
 
 // index of a peer in what is measured.
@@ -110,6 +114,7 @@ func startServer(b *testing.B) (*peer, *environment.Server) {
 		p.pods = append(p.pods, &pod{from: from, want: []byte(body), request: []byte(request + "\r\n")})
 		header := "X-aws-ec2-metadata-token: " + newToken(b, server, from) + "\r\n"
 		p.tokenPods = append(p.tokenPods, &pod{from: from, want: []byte(body), request: []byte(request + header + "\r\n")})
+		p.containerPods = append(p.containerPods, newContainerPod(b, server, from, name, arn))
 	}
 	return p, server
 }
@@ -132,8 +137,10 @@ func checkOwner(b *testing.B, body, arn, session string) {
 // no request went elsewhere.
 func checkMetrics(b *testing.B, server *environment.Server, p *peer) {
 	b.Helper()
-	want := float64(p.answered + podCount) // and one to warm each pod up
-	if got := server.Metric(b, "iam4kube_http_requests_total", "endpoint", "credentials", "code", "200"); got != want {
+	want := float64(p.answered + 2*podCount) // and one to warm each pod up
+	got := server.Metric(b, "iam4kube_http_requests_total", "endpoint", "credentials", "code", "200") +
+		server.Metric(b, "iam4kube_http_requests_total", "endpoint", "container", "code", "200")
+	if got != want {
 		b.Errorf("the server counts %v requests, the clients %v", got, want)
 	}
 }
@@ -142,14 +149,18 @@ func checkMetrics(b *testing.B, server *environment.Server, p *peer) {
 type scenario struct {
 	name      string
 	token     bool
+	container bool
 	reconnect bool
 
 	perSecond, processor, p99 [2][]float64 // of the server and of the bare one
 }
 
 func (s *scenario) pods(p *peer) []*pod {
-	if s.token {
+	switch {
+	case s.token:
 		return p.tokenPods
+	case s.container:
+		return p.containerPods
 	}
 	return p.pods
 }

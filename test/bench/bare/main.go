@@ -11,16 +11,24 @@ import (
 )
 
 func main() {
-	body := flag.String("body", "", "file with the body of every answer")
+	body := flag.String("body", "", "file with the body of every answer, but of "+container)
+	containerBody := flag.String("container-body", "", "file with the body of every answer of "+container)
 	flag.Parse()
-	if err := serve(*body); err != nil {
+	if err := serve(*body, *containerBody); err != nil {
 		fmt.Fprintln(os.Stderr, "bare:", err)
 		os.Exit(1)
 	}
 }
 
-func serve(file string) error {
+// container is the path of the container credentials protocol, whose answers are JSON.
+const container = "/v1/credentials"
+
+func serve(file, containerFile string) error {
 	body, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	containerBody, err := os.ReadFile(containerFile)
 	if err != nil {
 		return err
 	}
@@ -30,10 +38,15 @@ func serve(file string) error {
 	}
 	fmt.Println(listener.Addr())
 	// As in the server's answer; made once, so that no request allocates them.
-	name, text := []string{"iam4kube"}, []string{"text/plain"}
-	return http.Serve(listener, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	name, text, json := []string{"iam4kube"}, []string{"text/plain"}, []string{"application/json"}
+	return http.Serve(listener, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		header := w.Header()
 		header["Server"] = name
+		if r.RequestURI == container {
+			header["Content-Type"] = json
+			_, _ = w.Write(containerBody)
+			return
+		}
 		header["Content-Type"] = text
 		_, _ = w.Write(body)
 	}))

@@ -149,6 +149,18 @@ var Alerts = []Alert{
 		Series{`iam4kube_token_key_refused_total{pod="s-0"}`: "0x20 1x50"}, nil,
 	},
 	{
+		Server, "IAM4KubeIssuerKeyRefused", warning, "The issuer's key is not usable",
+		`increase(iam4kube_issuer_key_refused_total[1h]) > 0`, "0m",
+		"The Secret `iam4kube-issuer-key` was edited: [Rotating the issuer's key](operations.md#rotating-the-issuers-key)",
+		Series{`iam4kube_issuer_key_refused_total{pod="s-0"}`: "0x20 1x50"}, nil,
+	},
+	{
+		Server, "IAM4KubeIssuerUnpublished", critical, "The issuer's URL does not serve the key that signs",
+		`iam4kube_issuer_check{outcome="unpublished"} == 1`, "5m",
+		"[Publish](operations.md#rotating-the-issuers-key) what `server issuer` prints. Pods keep what they have until it expires",
+		Series{`iam4kube_issuer_check{pod="s-0",outcome="unpublished"}`: "0x20 1x50"}, nil,
+	},
+	{
 		Server, "IAM4KubeConnectionsRefused", warning, "Connections are reset because too many are open (any of the three programs)",
 		`sum by (namespace, pod, listener, reason) (rate(iam4kube_connections_refused_total[10m])) > 0.1`, "0m",
 		"The log lines `reset a connection: too many are open` have the address: [Limits](server.md#limits)",
@@ -230,6 +242,8 @@ var Healthy = Series{
 	`iam4kube_pod_tokens_total{pod="s-0",outcome="refused"}`:                                     "0x30 2x40",
 	`iam4kube_ambiguous_addresses{pod="s-0"}`:                                                    "0x30 1x2 0x40",
 	`iam4kube_token_key_refused_total{pod="s-0"}`:                                                "0x70",
+	`iam4kube_issuer_key_refused_total{pod="s-0"}`:                                               "0x70",
+	`iam4kube_issuer_check{pod="s-0",outcome="unpublished"}`:                                     "0x70",
 	`iam4kube_connections_refused_total{pod="s-0",listener="listen-on",reason="source"}`:         "0x70",
 	`iam4kube_audit_records_total{pod="s-0",outcome="lost"}`:                                     "0x70",
 	`iam4kube_endpoints{pod="i-0",state="ready"}`:                                                "2x70",

@@ -72,10 +72,11 @@ func rolledOut(ctx context.Context) error {
 	return nil
 }
 
-// injecting waits until the API server reaches the webhook, if there is one. Its pods are Ready
-// up to a second before kube-proxy leads to them, and until then pods are refused.
+// injecting waits until the API server reaches the webhook, if there is one, for both that it
+// does. Its pods are Ready up to a second before kube-proxy leads to them, and until then pods
+// are refused.
 func injecting(ctx context.Context) error {
-	const try = `{apiVersion: v1, kind: Namespace, metadata: {name: injecting, labels: {iam4kube.io/inject: enabled}}}`
+	const try = `{apiVersion: v1, kind: Namespace, metadata: {name: injecting, labels: {iam4kube.io/inject: enabled, iam4kube.io/token: enabled}}}`
 	if _, err := kubectl(ctx, try, "apply", "-f", "-"); err != nil {
 		return err
 	}

@@ -21,31 +21,53 @@ import (
 
 const clientImage = "registry.invalid/iam4kube-test/client:" + tag
 
-// answer is what `client once` prints.
+// answer is what `client once` and `client sdk` print.
 type answer struct {
 	Role, AccessKeyID, Region, SourceIP string
+	Provider                            string
 	Addresses                           []string
 	Seconds                             float64
 	Error                               string
 }
 
-// path is one of the two ways that a pod's requests take.
+// path is one of the ways that a pod's requests take.
 type path string
 
 const (
 	nodeWide path = "node-wide"
 	inPod    path = "in-pod"
+	// withToken is node-wide to the addresses of container credentials, where the namespace
+	// insists on tokens; inPodToken is in-pod to them. onHost is for pods on the host's network.
+	withToken  path = "token"
+	inPodToken path = "in-pod-token"
+	onHost     path = "host-network"
 )
+
+// labels of the namespaces whose pods go this way.
+func (p path) labels() map[string]string {
+	switch p {
+	case inPod:
+		return map[string]string{"iam4kube.io/inject": "enabled"}
+	case inPodToken:
+		return map[string]string{"iam4kube.io/inject": "enabled", "iam4kube.io/token": "enabled"}
+	case withToken, onHost:
+		return map[string]string{"iam4kube.io/token": "enabled", "iam4kube.io/identity": "token"}
+	}
+	return nil
+}
+
+// of changes a pod so that it goes this way, in its namespace.
+func (p path) of(pod *corev1.Pod) *corev1.Pod {
+	pod.Spec.HostNetwork = p == onHost
+	return pod
+}
 
 var namespaces atomic.Int32
 
 // namespace makes one whose pods go this way. It goes with the test, and its pods at once.
 func namespace(t *testing.T, way path) string {
 	t.Helper()
-	object := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("%s-%d", way, namespaces.Add(1))}}
-	if way == inPod {
-		object.Labels = map[string]string{"iam4kube.io/inject": "enabled"}
-	}
+	object := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("%s-%d", way, namespaces.Add(1)), Labels: way.labels()}}
 	if _, err := client.CoreV1().Namespaces().Create(t.Context(), object, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}

@@ -162,6 +162,13 @@ func TestMasqueradedSource(t *testing.T) {
 		// It does not start, and says why.
 		wantInitFailure(t, pod, setups["masqueraded source"].init)
 	}
+	// A token does not depend on the address.
+	ns := namespace(t, withToken)
+	role(t, ns, "role-03")
+	create(t, onWorker(clientPod(ns, "role-03", "wait"), "worker-2"))
+	pod := waitPod(t, ns, "role-03", running)
+	wantByToken(t, pod)
+	wantNothingWithoutToken(t, pod)
 }
 
 // wantInitFailure checks what the init container has left for `kubectl describe pod`.

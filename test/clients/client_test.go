@@ -99,9 +99,9 @@ func (c client) try(t *testing.T, p pod, environ []string, arguments ...string) 
 }
 
 // wantNothing runs the client in the pod, which has to find nothing.
-func (c client) wantNothing(t *testing.T, p pod) {
+func (c client) wantNothing(t *testing.T, p pod, environ ...string) {
 	t.Helper()
-	if f, err := c.try(t, p, nil); err == nil || f.AccessKeyId != "" {
+	if f, err := c.try(t, p, environ); err == nil || f.AccessKeyId != "" {
 		t.Errorf("found %q, want an error", f.AccessKeyId)
 	}
 }

@@ -1,6 +1,7 @@
 // Package clients runs real, unmodified AWS clients in the network namespaces of pods,
 // where 169.254.169.254:80 leads to the server with the pod's own source address. The
-// clients have no configuration: what they find, they find at the metadata service.
+// clients have no configuration: what they find, they find at the metadata service, or where the
+// variables say that the webhook sets (container_test.go).
 //
 // In most tests the address is simply the server's own. Where servers are replaced
 // (replicas_test.go), they are in pods too and ip2service leads the clients to them; its

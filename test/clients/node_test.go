@@ -39,6 +39,7 @@ func serve(t *testing.T, flags ...string) *environment.Server {
 // pod is a pod of the API with its network namespace.
 type pod struct {
 	*netns.Pod
+	namespace, name          string
 	arn, sessionName, region string
 }
 
@@ -75,13 +76,14 @@ func addPod(t *testing.T, namespace, account, arn, node, region string) pod {
 	t.Helper()
 	n := pods.Add(1)
 	addresses := []string{fmt.Sprintf("10.244.0.%d", n), fmt.Sprintf("fd00:10:244::%d", n)}
+	name := fmt.Sprint(account, "-", n)
 	_, err := env.CreatePod(t.Context(), controlplane.Pod{
-		Namespace: namespace, Name: fmt.Sprint(account, "-", n), ServiceAccount: account, Node: node, IPs: addresses,
+		Namespace: namespace, Name: name, ServiceAccount: account, Node: node, IPs: addresses,
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return pod{Pod: netns.AddPod(t, addresses...), arn: arn, sessionName: namespace + "@" + account, region: region}
+	return pod{Pod: netns.AddPod(t, addresses...), namespace: namespace, name: name, arn: arn, sessionName: namespace + "@" + account, region: region}
 }
 
 // twoPods makes two pods that differ in everything: node, region, ServiceAccount, role.

@@ -62,20 +62,31 @@ func TestEveryProgramIsThereAndInTheDocs(t *testing.T) {
 		if p.Build != "" {
 			read(t, filepath.Join("..", "..", "..", p.Build, "main.go"))
 		}
-		if !strings.Contains(docs, "| `"+p.Name+"` | "+p.Language+" | "+p.CodeBase+" |") {
-			t.Errorf("docs/clients.md has no row for %s, %s, %s", p.Name, p.Language, p.CodeBase)
+		row := regexp.MustCompile(`(?m)^\| ` + "`" + p.Name + "`" + ` \| ` + regexp.QuoteMeta(p.Language+" | "+p.CodeBase+" |") + `.* \| ` + string(p.Container) + ` \|$`)
+		if !row.MatchString(docs) {
+			t.Errorf("docs/clients.md has no row for %s, %s, %s, container credentials: %s", p.Name, p.Language, p.CodeBase, p.Container)
 		}
 	}
 }
 
 func TestProgramsAreOfEnoughOrigins(t *testing.T) {
-	codeBases, languages := map[string]bool{}, map[string]bool{}
-	for _, p := range All {
-		codeBases[p.CodeBase], languages[p.Language] = true, true
-	}
-	t.Logf("%d programs of %d code bases in %d languages", len(All), len(codeBases), len(languages))
-	if len(codeBases) < 12 || len(languages) < 6 {
-		t.Errorf("%d code bases in %d languages, want 12 in 6", len(codeBases), len(languages))
+	for of, c := range map[string]struct {
+		counts               func(Program) bool
+		codeBases, languages int
+	}{
+		"metadata API":          {func(Program) bool { return true }, 12, 6},
+		"container credentials": {func(p Program) bool { return p.Container.Asks() }, 15, 8},
+	} {
+		codeBases, languages := map[string]bool{}, map[string]bool{}
+		for _, p := range All {
+			if c.counts(p) {
+				codeBases[p.CodeBase], languages[p.Language] = true, true
+			}
+		}
+		t.Logf("%s: %d code bases in %d languages", of, len(codeBases), len(languages))
+		if len(codeBases) < c.codeBases || len(languages) < c.languages {
+			t.Errorf("%s: %d code bases in %d languages, want %d in %d", of, len(codeBases), len(languages), c.codeBases, c.languages)
+		}
 	}
 }
 

@@ -95,6 +95,7 @@ func (r *rig) ServeHTTP(w http.ResponseWriter, request *http.Request) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if content := r.files[strings.TrimPrefix(request.URL.Path, "/cluster/")]; content != nil {
+		w.Header().Set("Location", "/cluster/elsewhere")
 		w.WriteHeader(r.status)
 		_, _ = w.Write(content)
 		return

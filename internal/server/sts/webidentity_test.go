@@ -46,9 +46,17 @@ var tagged = role.Role{
 // What is sent is unsigned, although there are credentials in the environment, and the SDK asks
 // nobody else: not the metadata service either, which nothing here turns off.
 func TestWebIdentityIsUnsigned(t *testing.T) {
-	for name, key := range map[string]string{"credentials at hand": "AKIA2222222222222222", "none": ""} {
+	for name, more := range map[string]map[string]string{
+		"credentials at hand":      {},
+		"none":                     {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""},
+		"half of another identity": {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_WEB_IDENTITY_TOKEN_FILE": "/none"},
+		"an agent that is nowhere": {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://nowhere.example"},
+	} {
 		t.Run(name, func(t *testing.T) {
-			setenv(t, map[string]string{"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": key, "AWS_EC2_METADATA_DISABLED": ""})
+			setenv(t, map[string]string{"AWS_EC2_METADATA_DISABLED": ""})
+			for variable, value := range more {
+				t.Setenv(variable, value)
+			}
 			var sent []*http.Request
 			var form url.Values
 			e := &endpoint{answer: func(r *http.Request) (int, string) {
@@ -115,9 +123,13 @@ func TestNoKeyToSignWith(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		start := time.Now()
 		ctx, err := client.Admit(t.Context())
 		if err != nil {
 			t.Fatal(err)
+		}
+		if waited := time.Since(start); waited != attemptTimeout {
+			t.Errorf("waited %v for a key", waited)
 		}
 		_, err = client.AssumeRole(ctx, anyRole)
 		failure, ok := errors.AsType[*Error](err)

@@ -14,7 +14,7 @@ import (
 // Reasons for not being ready.
 var (
 	errDraining  = errors.New("draining: the server was told to stop")
-	errNotSynced = errors.New("the first list of pods, ServiceAccounts, nodes, namespaces or the token key has not arrived")
+	errNotSynced = errors.New("the first list of pods, ServiceAccounts, nodes, namespaces, the token key or the issuer's key has not arrived")
 	errNoKey     = errors.New("the Secret " + imdstoken.SecretName + " has no usable key")
 	errNoKeys    = errors.New("the API server has not told the keys of ServiceAccounts' tokens: does the server's ServiceAccount have get on /.well-known/openid-configuration and /openid/v1/jwks?")
 	errNotFilled = errors.New("roles known at the start have not been tried yet")

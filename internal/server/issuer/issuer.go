@@ -87,7 +87,7 @@ func (i *Issuer) Wait(ctx context.Context) error {
 func (i *Issuer) Resource() kube.Resource[*corev1.Secret, *corev1.Secret] {
 	name := fields.OneTermEqualSelector("metadata.name", SecretName).String()
 	return kube.Resource[*corev1.Secret, *corev1.Secret]{
-		Name:     "secrets",
+		Name:     "issuer-key", // the metrics' "secrets" are those of the token key
 		Selector: func(o *metav1.ListOptions) { o.FieldSelector = name },
 		List: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 			return i.secrets.List(ctx, o)

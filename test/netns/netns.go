@@ -41,7 +41,11 @@ func Main(m *testing.M, run func() int) {
 // the namespace.
 func Enter() {
 	if os.Getenv(marker) == "" {
-		os.Exit(reexecute())
+		os.Exit(reexecute(&syscall.SysProcAttr{
+			Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET,
+			UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
+			GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
+		}))
 	}
 	if err := prepare(); err != nil {
 		fmt.Fprintln(os.Stderr, "netns:", err)
@@ -49,7 +53,7 @@ func Enter() {
 	}
 }
 
-func reexecute() (status int) {
+func reexecute(into *syscall.SysProcAttr) (status int) {
 	here, err := current()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "netns:", err)
@@ -59,19 +63,15 @@ func reexecute() (status int) {
 	child.Args[0] = os.Args[0]
 	child.Env = append(os.Environ(), marker+"="+here)
 	child.Stdin, child.Stdout, child.Stderr = os.Stdin, os.Stdout, os.Stderr
-	child.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET,
-		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
-		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
-		// go test kills this process on a time-out; its child must not stay.
-		Pdeathsig: syscall.SIGKILL,
-	}
+	child.SysProcAttr = into
+	// go test kills this process on a time-out; its child must not stay.
+	child.SysProcAttr.Pdeathsig = syscall.SIGKILL
 	// Pdeathsig follows the thread that forks, so it has to live as long as the child.
 	runtime.LockOSThread()
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT)
 	if err := child.Start(); err != nil {
-		fmt.Fprintln(os.Stderr, "netns: making a user and network namespace (does the kernel allow it?):", err)
+		fmt.Fprintln(os.Stderr, "netns: making namespaces (does the kernel allow it?):", err)
 		return 1
 	}
 	go func() {

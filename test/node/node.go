@@ -37,6 +37,9 @@ const (
 	ServiceAccount = "iam4kube-ip2service"
 )
 
+// DataPath is the flag --data-path of those that are started; empty: left out.
+var DataPath string
+
 // Cluster is an API server with what ip2service needs there.
 type Cluster struct {
 	*controlplane.ControlPlane
@@ -220,6 +223,9 @@ func launch(t testing.TB, race bool, flags []string) *IP2Service {
 	path, err := Program(race)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if DataPath != "" {
+		flags = append([]string{"--data-path", DataPath}, flags...)
 	}
 	i := &IP2Service{done: make(chan struct{})}
 	command := exec.Command(path, append([]string{"--aux-listen-on", "127.0.0.1:0", "--log-level", "debug"}, flags...)...)

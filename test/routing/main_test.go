@@ -35,7 +35,7 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 	}
-	netns.Main(m, func() int {
+	netns.MainInPods(m, func() int {
 		cp, err := controlplane.Start(context.Background(), controlplane.Options{})
 		if err != nil {
 			fmt.Fprintln(os.Stderr, "routing:", err)

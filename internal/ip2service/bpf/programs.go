@@ -405,13 +405,13 @@ func (w writer) live(p *program, family routes.Family, label string) {
 	}
 }
 
-// ops ends connections that were led and that egress drops the packets of: without it they
-// would last until their client's time-out.
+// ops ends connections that were led and that egress drops the packets of, by a time-out of a
+// moment: without it they would last until the one of the lead, or the client's.
 func (w writer) ops() asm.Instructions {
-	const timeoutInit, connecting, retransmission = 1, 3, 8 // BPF_SOCK_OPS_…
+	const timeoutInit, connecting, sending = 1, 3, 14 // BPF_SOCK_OPS_…: TIMEOUT_INIT, TCP_CONNECT_CB, HDR_OPT_LEN_CB
 	p := &program{}
 	p.add(asm.Mov.Reg(asm.R6, asm.R1), asm.LoadMem(asm.R8, asm.R6, opsOp, asm.Word),
-		asm.JEq.Imm(asm.R8, connecting, "look"), asm.JEq.Imm(asm.R8, timeoutInit, "look"), asm.JNE.Imm(asm.R8, retransmission, "pass"))
+		asm.JEq.Imm(asm.R8, connecting, "look"), asm.JEq.Imm(asm.R8, timeoutInit, "look"), asm.JNE.Imm(asm.R8, sending, "pass"))
 	p.at("look")
 	p.add(asm.LoadMem(asm.R7, asm.R6, opsSocket, asm.DWord), asm.JEq.Imm(asm.R7, 0, "pass"), asm.Mov.Reg(asm.R2, asm.R7))
 	p.marks(false)
@@ -420,11 +420,11 @@ func (w writer) ops() asm.Instructions {
 	for _, family := range routes.Families {
 		w.sourceOfEndpoint(p, family, "endpoint")
 	}
-	p.add(asm.JEq.Imm(asm.R8, retransmission, "repeated"), asm.JEq.Imm(asm.R8, timeoutInit, "pass"))
-	p.add(asm.LoadMem(asm.R2, asm.R6, opsFlags, asm.Word), asm.Or.Imm(asm.R2, 1), // BPF_SOCK_OPS_RTO_CB_FLAG
+	p.add(asm.JEq.Imm(asm.R8, sending, "sending"), asm.JEq.Imm(asm.R8, timeoutInit, "pass"))
+	p.add(asm.LoadMem(asm.R2, asm.R6, opsFlags, asm.Word), asm.Or.Imm(asm.R2, 1<<6), // BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG: before each packet
 		asm.Mov.Reg(asm.R1, asm.R6), asm.FnSockOpsCbFlagsSet.Call())
 	p.jump("pass")
-	p.at("repeated")
+	p.at("sending")
 	for _, family := range routes.Families {
 		w.live(p, family, "pass")
 	}

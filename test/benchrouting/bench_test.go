@@ -29,7 +29,7 @@ const (
 // sizes are numbers of endpoints.
 var sizes = []int{1, 10, 100}
 
-func TestMain(m *testing.M) { netns.Main(m, nil) }
+func TestMain(m *testing.M) { netns.MainInPods(m, nil) }
 
 // inNamespace begins each benchmark.
 func inNamespace(b *testing.B) {

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"strings"
 
+	"github.com/iam4kube/iam4kube/internal/ip2service/bpf"
 	"github.com/iam4kube/iam4kube/internal/ip2service/nftables"
 	"github.com/iam4kube/iam4kube/internal/ip2service/routes"
 )
@@ -36,6 +37,12 @@ var ways = []way{
 	},
 	tracking,
 	{name: "iam4kube", set: syncAnew, change: syncAnew, same: syncSame, remove: remove},
+	{name: "iam4kube, eBPF", set: programsAnew, change: programsAnew, same: programsSame, remove: removePrograms},
+	{
+		name:   "iam4kube, eBPF and rules",
+		set:    func(to []netip.AddrPort) error { return errors.Join(syncAnew(to), programsAnew(to)) },
+		remove: func() error { return errors.Join(removePrograms(), remove()) },
+	},
 	{
 		name:   "iam4kube's rules as trees",
 		set:    func(to []netip.AddrPort) error { return run(tree(to), "nft", "-f", "-") },
@@ -70,9 +77,29 @@ func syncAnew(to []netip.AddrPort) error { return sync(to, true) }
 // syncSame finds them there.
 func syncSame(to []netip.AddrPort) error { return sync(to, false) }
 
-func sync(to []netip.AddrPort, want bool) error {
-	changed, err := nftables.Kernel{}.Sync(routes.Routes{
-		Hooks: routes.Node, New: to, Live: to,
+func sync(to []netip.AddrPort, want bool) error { return bring(nftables.Kernel{}, to, want) }
+
+// programs are the product's other data path, which leaves nothing to netfilter.
+var programs = bpf.New("/sys/fs/bpf/iam4kube")
+
+func programsAnew(to []netip.AddrPort) error { return bring(programs, to, true) }
+
+func programsSame(to []netip.AddrPort) error { return bring(programs, to, false) }
+
+func removePrograms() error {
+	removed, err := programs.Remove()
+	if err == nil && !removed {
+		err = errors.New("there were no programs")
+	}
+	return err
+}
+
+func bring(path interface {
+	Sync(routes.Routes) (bool, error)
+}, to []netip.AddrPort, want bool,
+) error {
+	changed, err := path.Sync(routes.Routes{
+		Hooks: routes.Node, New: to, Live: to, Bypassed: true,
 		Intercept: []netip.AddrPort{intercepted, netip.AddrPortFrom(routes.MetadataIPv6, intercepted.Port())},
 	})
 	if err == nil && changed != want {

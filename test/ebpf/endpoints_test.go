@@ -139,3 +139,38 @@ func TestHostNetwork(t *testing.T) {
 		t.Error("the host did not get to its metadata service")
 	}
 }
+
+// A server that were led to itself, or to its neighbour, would get credentials of the role
+// that it hands out. It has its error at once, by either family and as IPv4-mapped.
+func TestEndpointsAreNotLed(t *testing.T) {
+	r := newRig(t)
+	r.sync(t, routesTo(r.endpoints...))
+	for _, from := range []*node.Endpoint{r.a, r.b} {
+		for name, connect := range map[string]func(fd4, fd6 int) error{
+			"IPv4": func(fd4, _ int) error { return unix.Connect(fd4, sockaddr(metadata[0])) },
+			"IPv6": func(_, fd6 int) error { return unix.Connect(fd6, sockaddr(metadata[1])) },
+			"IPv4-mapped": func(_, fd6 int) error {
+				return unix.Connect(fd6, &unix.SockaddrInet6{Addr: metadata[0].Addr().As16(), Port: 80})
+			},
+		} {
+			err := from.Do(func() error {
+				return withSocket(unix.AF_INET, unix.SOCK_STREAM, 0, func(fd4 int) error {
+					return withSocket(unix.AF_INET6, unix.SOCK_STREAM, 0, func(fd6 int) error {
+						start := time.Now()
+						err := connect(fd4, fd6)
+						if took := time.Since(start); !errors.Is(err, unix.ETIMEDOUT) || took > environment.AtMost(100*time.Millisecond) {
+							t.Errorf("%s, %s: %v after %v", from.Name, name, err, took)
+						}
+						return nil
+					})
+				})
+			})
+			if err != nil {
+				t.Error(err)
+			}
+		}
+		if from.Connections.Load() != 0 {
+			t.Errorf("%s has had a connection", from.Name)
+		}
+	}
+}

@@ -20,6 +20,8 @@ const (
 	led = 1
 	// ofHost: it was made in the host's network namespace.
 	ofHost = 2
+	// ended: nothing of its connection may be sent any more.
+	ended = 4
 )
 
 // Names of the maps that programs use.
@@ -185,7 +187,7 @@ func (w writer) forget(p *program) {
 	p.add(asm.LoadMem(asm.R2, asm.R6, addrSocket, asm.DWord))
 	p.marks(false)
 	p.add(asm.JEq.Imm(asm.R0, 0, "pass"),
-		asm.LoadMem(asm.R1, asm.R0, 0, asm.Word), asm.And.Imm(asm.R1, ^led), asm.StoreMem(asm.R0, 0, asm.R1, asm.Word))
+		asm.LoadMem(asm.R1, asm.R0, 0, asm.Word), asm.And.Imm(asm.R1, ^(led|ended)), asm.StoreMem(asm.R0, 0, asm.R1, asm.Word))
 }
 
 // lead replaces the address by that of an endpoint.
@@ -200,7 +202,7 @@ func (w writer) lead(p *program, family routes.Family, fieldsOf6 bool, offset in
 	p.add(asm.LoadMem(asm.R2, asm.R6, addrSocket, asm.DWord))
 	p.marks(true)
 	p.add(asm.JEq.Imm(asm.R0, 0, "refuse-"+of),
-		asm.LoadMem(asm.R1, asm.R0, 0, asm.Word), asm.Or.Imm(asm.R1, led), asm.StoreMem(asm.R0, 0, asm.R1, asm.Word))
+		asm.LoadMem(asm.R1, asm.R0, 0, asm.Word), asm.And.Imm(asm.R1, ^ended), asm.Or.Imm(asm.R1, led), asm.StoreMem(asm.R0, 0, asm.R1, asm.Word))
 	// The application's own time-out stays. Before Linux 6.1 it cannot be read.
 	p.add(asm.Mov.Imm(asm.R1, 0), asm.StoreMem(asm.RFP, -4, asm.R1, asm.Word))
 	p.socketOption(asm.FnGetsockopt)
@@ -252,8 +254,7 @@ func (w writer) create() asm.Instructions {
 
 // egress drops what is still sent to a guarded address: by raw sockets, by those that were
 // connected before the programs came, and by everything else that calls no connect. Of the
-// connections that were led it drops what goes to endpoints that are gone, and what an
-// endpoint sends.
+// connections that were led it drops what ops has found to have no way any more.
 func (w writer) egress() asm.Instructions {
 	p := &program{}
 	p.add(asm.Mov.Reg(asm.R6, asm.R1), asm.LoadMem(asm.R2, asm.R6, skbProtocol, asm.Word),
@@ -297,11 +298,9 @@ func (w writer) packet(p *program, family routes.Family, offset, size int32) {
 		p.at(next)
 	}
 	p.add(asm.LoadMem(asm.R1, asm.R6, skbSocket, asm.DWord), asm.JEq.Imm(asm.R1, 0, "pass"),
-		asm.FnSkFullsock.Call(), asm.JEq.Imm(asm.R0, 0, "pass"), asm.Mov.Reg(asm.R7, asm.R0), asm.Mov.Reg(asm.R2, asm.R0))
+		asm.FnSkFullsock.Call(), asm.JEq.Imm(asm.R0, 0, "pass"), asm.Mov.Reg(asm.R2, asm.R0))
 	p.marks(false)
-	p.add(asm.JEq.Imm(asm.R0, 0, "pass"), asm.LoadMem(asm.R1, asm.R0, 0, asm.Word), asm.And.Imm(asm.R1, led), asm.JEq.Imm(asm.R1, 0, "pass"))
-	w.sourceOfEndpoint(p, family, drop)
-	w.live(p, family, "pass")
+	p.add(asm.JEq.Imm(asm.R0, 0, "pass"), asm.LoadMem(asm.R1, asm.R0, 0, asm.Word), asm.And.Imm(asm.R1, ended), asm.JEq.Imm(asm.R1, 0, "pass"))
 	p.jump(drop)
 }
 
@@ -405,8 +404,9 @@ func (w writer) live(p *program, family routes.Family, label string) {
 	}
 }
 
-// ops ends connections that were led and that egress drops the packets of, by a time-out of a
-// moment: without it they would last until the one of the lead, or the client's.
+// ops ends connections that were led to endpoints that are gone, and those of endpoints
+// themselves: egress drops their packets, and they have a time-out of a moment. Without that
+// they would last until the one of the lead, or the client's.
 func (w writer) ops() asm.Instructions {
 	const timeoutInit, connecting, sending = 1, 3, 14 // BPF_SOCK_OPS_…: TIMEOUT_INIT, TCP_CONNECT_CB, HDR_OPT_LEN_CB
 	p := &program{}
@@ -415,27 +415,29 @@ func (w writer) ops() asm.Instructions {
 	p.at("look")
 	p.add(asm.LoadMem(asm.R7, asm.R6, opsSocket, asm.DWord), asm.JEq.Imm(asm.R7, 0, "pass"), asm.Mov.Reg(asm.R2, asm.R7))
 	p.marks(false)
-	p.add(asm.JEq.Imm(asm.R0, 0, "pass"), asm.LoadMem(asm.R1, asm.R0, 0, asm.Word), asm.And.Imm(asm.R1, led), asm.JEq.Imm(asm.R1, 0, "pass"))
+	p.add(asm.JEq.Imm(asm.R0, 0, "pass"), asm.Mov.Reg(asm.R9, asm.R0),
+		asm.LoadMem(asm.R1, asm.R9, 0, asm.Word), asm.And.Imm(asm.R1, led), asm.JEq.Imm(asm.R1, 0, "pass"),
+		asm.JEq.Imm(asm.R8, sending, "sending"))
 	// Fields of the family that the socket is not of have no address of an endpoint.
 	for _, family := range routes.Families {
-		w.sourceOfEndpoint(p, family, "endpoint")
+		w.sourceOfEndpoint(p, family, "own")
 	}
-	p.add(asm.JEq.Imm(asm.R8, sending, "sending"), asm.JEq.Imm(asm.R8, timeoutInit, "pass"))
+	p.add(asm.JEq.Imm(asm.R8, timeoutInit, "pass"))
 	p.add(asm.LoadMem(asm.R2, asm.R6, opsFlags, asm.Word), asm.Or.Imm(asm.R2, 1<<6), // BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG: before each packet
 		asm.Mov.Reg(asm.R1, asm.R6), asm.FnSockOpsCbFlagsSet.Call())
 	p.jump("pass")
+	if len(w.routes.Live) > 0 {
+		// An endpoint's own SYN is dropped, repeated after a moment, and given up then.
+		p.at("own")
+		p.add(asm.JNE.Imm(asm.R8, timeoutInit, "end"), asm.Mov.Imm(asm.R1, 1), asm.StoreMem(asm.R6, opsReply, asm.R1, asm.Word))
+		p.jump("pass")
+	}
 	p.at("sending")
 	for _, family := range routes.Families {
 		w.live(p, family, "pass")
 	}
-	p.jump("end")
-	if len(w.routes.Live) > 0 {
-		// An endpoint's own SYN is dropped, repeated after a moment, and given up then.
-		p.at("endpoint")
-		p.add(asm.JNE.Imm(asm.R8, timeoutInit, "end"), asm.Mov.Imm(asm.R1, 1), asm.StoreMem(asm.R6, opsReply, asm.R1, asm.Word))
-		p.jump("pass")
-	}
 	p.at("end")
+	p.add(asm.LoadMem(asm.R1, asm.R9, 0, asm.Word), asm.Or.Imm(asm.R1, ended), asm.StoreMem(asm.R9, 0, asm.R1, asm.Word))
 	p.userTimeout(1)
 	p.at("pass")
 	p.end(1)

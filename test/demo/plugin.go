@@ -1,8 +1,10 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
 // plugin is where `make` puts the plugin of kubectl, which is found in the PATH.
@@ -19,12 +21,15 @@ func (d *demo) check() error {
 		return err
 	}
 	// A replica has just been replaced.
-	for _, command := range [][]string{
-		{"iam4kube", "why", "pod/go", "-n", places[0].namespace},
-		{"iam4kube", "check", "--wait", "1m"},
-	} {
-		if _, err := d.kubectl("", true, command...); err != nil {
+	for _, command := range []string{"iam4kube why pod/go -n " + places[0].namespace, "iam4kube check --wait 1m"} {
+		cmd, err := d.cluster.Kubectl(d.ctx, strings.Fields(command)...)
+		if err != nil {
 			return err
+		}
+		say("$ kubectl %s", command)
+		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+		if err := cmd.Run(); err != nil {
+			return fmt.Errorf("kubectl %s: %w", command, err)
 		}
 	}
 	return nil

@@ -71,6 +71,11 @@ var installations = []struct {
 	{name: "policy about NET_ADMIN", piece: "no-policy", category: "policies and webhook", warning: true, damage: removed(object{policies, "", "iam4kube-net-admin", ""})},
 	{name: "policy about the server's nodes", piece: "no-policy", category: "policies and webhook", warning: true, damage: removed(object{policies, "", "iam4kube-server-nodes", ""})},
 	{name: "binding of a policy", piece: "unbound-policy", category: "policies and webhook", damage: removed(object{bindings, "", "iam4kube-net-admin", ""})},
+	{name: "disruption budget of the server", piece: "no-object", category: "policies and webhook", warning: true, damage: removed(object{budgets, own, "iam4kube-server", ""})},
+	{name: "disruption budget of the webhook", piece: "no-object", category: "policies and webhook", warning: true, damage: removed(object{budgets, own, "iam4kube-webhook", ""})},
+	{name: "NetworkPolicy of the server", piece: "no-object", category: "policies and webhook", warning: true, damage: removed(object{networkPolicies, own, "iam4kube-server", ""})},
+	{name: "ResourceQuota", piece: "no-object", category: "policies and webhook", warning: true, damage: removed(object{quotas, own, "iam4kube-critical", ""})},
+	{name: "Issuer", piece: "no-object", category: "policies and webhook", warning: true, damage: removed(object{issuers, own, "iam4kube-webhook", ""})},
 	{name: "image in the policy", piece: "policy-image", category: "policies and webhook", damage: edited(object{deployments, own, "iam4kube-webhook", ""}, spec(func(spec map[string]any) {
 		container := spec["template"].(map[string]any)["spec"].(map[string]any)["containers"].([]any)[0].(map[string]any)
 		container["args"] = []any{"--cert-dir=/etc/iam4kube/tls", "--init-image=registry.invalid/iam4kube/ip2service-init:other"}

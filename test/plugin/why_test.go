@@ -268,6 +268,7 @@ func TestWhyBroken(t *testing.T) {
 	s.kubelet.node(t, "worker-3", nil)
 	for _, tc := range broken {
 		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
 			w := healthy()
 			if tc.injected {
 				w = injected(t)

@@ -74,7 +74,7 @@ func Run(ctx context.Context, c *cluster.Cluster, version string) Report {
 	for _, category := range []Category{
 		i.look(ctx, "rights", look{"server", i.serverRights}, look{"ip2service", i.ip2serviceRights}, look{"webhook", i.webhookRights}),
 		i.look(ctx, "policies and webhook", look{"Service", i.serviceCheck}, look{"webhook", i.webhookCheck}, look{"configuration", i.configurationCheck},
-			look{"admission policies", i.policies}, look{"labels of namespaces", i.labels}),
+			look{"admission policies", i.policies}, look{"other objects", i.others}, look{"labels of namespaces", i.labels}),
 		i.look(ctx, "certificate", look{"CA in the configuration", i.caBundle}, look{"certificates", i.certificates}, look{"what the webhook shows", i.serving}),
 		i.look(ctx, "server and its AWS identity", look{"server", i.serverCheck}, look{"lists and watches", i.news}, look{"AWS identity", i.identity},
 			look{"token key", i.tokenKey}, look{"addresses", i.ambiguous}, look{"roles", i.roles}),

@@ -161,6 +161,31 @@ func countOurs(policies map[string]*admissionv1.ValidatingAdmissionPolicy) (n in
 	return n
 }
 
+// others are the objects of the manifests without which all works until something happens.
+func (i *installation) others(ctx context.Context) finding.Finding {
+	paths := []string{"/api/v1/%s/resourcequotas/iam4kube-critical"}
+	both := []string{"/apis/policy/v1/%s/poddisruptionbudgets/", "/apis/networking.k8s.io/v1/%s/networkpolicies/"}
+	if i.server != nil {
+		paths = append(paths, both[0]+cluster.Server, both[1]+cluster.Server)
+	}
+	if i.injects() {
+		const issuers = "/apis/cert-manager.io/v1/%s/issuers/"
+		paths = append(paths, both[0]+cluster.Webhook, both[1]+cluster.Webhook, issuers+cluster.Webhook, issuers+cluster.Webhook+"-selfsigned")
+	}
+	for _, path := range paths {
+		parts := strings.Split(path, "/")
+		kind, name := parts[len(parts)-2], parts[len(parts)-1]
+		err := i.Raw(ctx, fmt.Sprintf(path, "namespaces/"+i.Namespace), &struct{}{})
+		switch {
+		case cluster.Absent(err):
+			return finding.NoObject.May("of %s in the namespace %s there is no %s", kind, i.Namespace, name)
+		case err != nil:
+			return unseen(kind+" of the namespace "+i.Namespace, err)
+		}
+	}
+	return finding.Good("quota, disruption budgets, network policies and issuers are there")
+}
+
 // labels looks for values that mean nothing, in namespaces that are older than the policy.
 func (i *installation) labels(ctx context.Context) finding.Finding {
 	namespaces, err := i.CoreV1().Namespaces().List(ctx, metav1.ListOptions{})

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -90,7 +91,7 @@ func (c *Cluster) PodsOf(ctx context.Context, program, fields string) ([]corev1.
 func Flags(pod corev1.PodSpec) map[string][]string {
 	flags := map[string][]string{}
 	for _, container := range pod.Containers {
-		words := append(append([]string{}, container.Command...), container.Args...)
+		words := slices.Concat(container.Command, container.Args)
 		for i, word := range words {
 			if !strings.HasPrefix(word, "-") {
 				continue

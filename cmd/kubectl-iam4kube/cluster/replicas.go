@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -155,7 +156,7 @@ func MetricsPort(pod *corev1.Pod) uint16 {
 
 // State is why a pod does not run, in the kubelet's or the scheduler's words, else its phase.
 func State(pod *corev1.Pod) string {
-	for _, status := range append(append([]corev1.ContainerStatus{}, pod.Status.InitContainerStatuses...), pod.Status.ContainerStatuses...) {
+	for _, status := range slices.Concat(pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses) {
 		if waiting := status.State.Waiting; waiting != nil && waiting.Reason != "" && waiting.Reason != "PodInitializing" {
 			return strings.TrimSpace(waiting.Reason + ": " + waiting.Message)
 		}

@@ -78,6 +78,8 @@ var (
 		"install.md#6-apply"}
 	NoPolicy = Piece{"no-policy", "Apply your overlay, if you have not left the policy out on purpose.",
 		"security.md#what-to-do"}
+	NoObject = Piece{"no-object", "Apply your overlay, if you have not left it out on purpose: all works without it, until nodes are drained, a certificate is renewed or somebody reaches for the metrics.",
+		"install.md#6-apply"}
 	Unbound = Piece{"unbound-policy", "Apply your overlay: a policy without a ValidatingAdmissionPolicyBinding decides nothing.",
 		"security.md#what-to-do"}
 	PolicyImage = Piece{"policy-image", "Give the policy's variable images the image of the webhook's --init-image: the transformer init-image does both.",
@@ -137,7 +139,7 @@ var Pieces = []Piece{
 	NoPod, PodEnded, PodPending, NamespaceLabel, NotInjected, NotRouted, ServerNode, NotFirst, OldAddress, InitImage, InitFailed, InitRunning,
 	NoToken, OwnCredentials, NotAsked,
 	NoAPI, OldKubernetes, NoNamespace, NoAccount, Rights, NoService, Headless, ServicePort, ServiceSelector, NoWebhook, WebhookNotReady,
-	NoConfiguration, FailurePolicy, Selector, NoWebhookService, NoPolicy, Unbound, PolicyImage, NoCABundle, CAExpired, NoCertificate,
+	NoConfiguration, FailurePolicy, Selector, NoWebhookService, NoPolicy, NoObject, Unbound, PolicyImage, NoCABundle, CAExpired, NoCertificate,
 	CertificateNotReady, Untrusted, Expiring, NoServer, ServerNotReady, NotSynced, Stale, CutOff, Identity, TokenKey, Ambiguous, RolesDenied,
 	Throttled, AnnotationsWrong, RolesNotAllowed, NoRouting, Tainted, Versions, Skew, Disagree, Unpublished,
 }

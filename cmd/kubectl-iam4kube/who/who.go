@@ -90,7 +90,8 @@ func (a *Answer) fill(ctx context.Context, c *cluster.Cluster, where string) err
 	}
 	for _, r := range replicas {
 		if r.DebugErr != nil {
-			a.hide("what the server "+r.Pod.Name+" has handed out", r.DebugErr)
+			a.hide("what the server "+r.Pod.Name+" has handed out, and perhaps others", r.DebugErr)
+			break
 		}
 	}
 	for n := range a.Accounts {

@@ -305,6 +305,19 @@ func TestWhyBroken(t *testing.T) {
 			}
 		})
 	}
+	t.Run("pod that is refused", func(t *testing.T) {
+		const says = `pods "orders-7d9f-" is forbidden: violates PodSecurity "baseline:latest"`
+		_, err := env.Client.CoreV1().Events("default").Create(t.Context(), &corev1.Event{
+			ObjectMeta: metav1.ObjectMeta{Name: "orders"}, Reason: "FailedCreate", Message: says,
+			InvolvedObject: corev1.ObjectReference{Kind: "ReplicaSet", Namespace: "default", Name: "orders-7d9f"},
+		}, metav1.CreateOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if a := (&workload{namespace: "default", name: "orders-7d9f-abcde"}).why(t); a.status != 1 || a.Broken != "not-created" || !strings.Contains(a.of("pod").Text, says) {
+			t.Errorf("%d: %s", a.status, a.text)
+		}
+	})
 	t.Run("no pod", func(t *testing.T) {
 		if a := (&workload{namespace: "default", name: "nobody"}).why(t); a.status != 1 || a.Broken != "no-pod" {
 			t.Errorf("%d: %s", a.status, a.text)

@@ -14,6 +14,8 @@ type Piece struct {
 var (
 	NoPod = Piece{"no-pod", "Look at the pod's name and namespace, and at the events FailedCreate of its ReplicaSet, StatefulSet or Job.",
 		"troubleshooting.md#three-steps"}
+	NotCreated = Piece{"not-created", "The text says who refuses it: Pod Security and NET_ADMIN, the webhook (`kubectl iam4kube check`), or an admission policy.",
+		"troubleshooting.md#wrong-set-ups"}
 	PodEnded = Piece{"pod-ended", "A pod whose containers have ended gets nothing more. Ask about the one that runs now.",
 		"server.md#who-is-asking"}
 	PodPending = Piece{"pod-pending", "Nothing of iam4kube is concerned until the pod is on a node.",
@@ -136,7 +138,7 @@ var (
 
 // Pieces lists those of `why` and of `check`.
 var Pieces = []Piece{
-	NoPod, PodEnded, PodPending, NamespaceLabel, NotInjected, NotRouted, ServerNode, NotFirst, OldAddress, InitImage, InitFailed, InitRunning,
+	NoPod, NotCreated, PodEnded, PodPending, NamespaceLabel, NotInjected, NotRouted, ServerNode, NotFirst, OldAddress, InitImage, InitFailed, InitRunning,
 	NoToken, OwnCredentials, NotAsked,
 	NoAPI, OldKubernetes, NoNamespace, NoAccount, Rights, NoService, Headless, ServicePort, ServiceSelector, NoWebhook, WebhookNotReady,
 	NoConfiguration, FailurePolicy, Selector, NoWebhookService, NoPolicy, NoObject, Unbound, PolicyImage, NoCABundle, CAExpired, NoCertificate,

@@ -7,6 +7,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -114,7 +116,7 @@ func (l *look) podLink(ctx context.Context) (finding.Finding, error) {
 	pod, err := l.CoreV1().Pods(l.namespaceName).Get(ctx, l.name, metav1.GetOptions{})
 	switch {
 	case cluster.Absent(err):
-		return finding.NoPod.Is("there is no pod %s/%s", l.namespaceName, l.name), nil
+		return l.absent(ctx), nil
 	case err != nil:
 		return unseen("the pod", err)
 	}
@@ -127,6 +129,20 @@ func (l *look) podLink(ctx context.Context) (finding.Finding, error) {
 		return finding.PodPending.Is("the pod is on no node yet: %s", cluster.State(pod)), nil
 	}
 	return finding.Good("%s on node %s, ServiceAccount %s", pod.Status.Phase, pod.Spec.NodeName, pod.Spec.ServiceAccountName), nil
+}
+
+// absent is why there is no such pod, as far as its controller tells: whoever refuses a pod of
+// a ReplicaSet, StatefulSet or Job is named in an event on that.
+func (l *look) absent(ctx context.Context) finding.Finding {
+	events, err := l.CoreV1().Events(l.namespaceName).List(ctx, metav1.ListOptions{FieldSelector: "reason=FailedCreate"})
+	if err == nil {
+		for _, e := range slices.Backward(events.Items) {
+			if name := e.InvolvedObject.Name; name != "" && strings.HasPrefix(l.name, name) {
+				return finding.NotCreated.Is("the pods of %s %s are refused: %s", e.InvolvedObject.Kind, name, e.Message)
+			}
+		}
+	}
+	return finding.NoPod.Is("there is no pod %s/%s", l.namespaceName, l.name)
 }
 
 // see asks for what several links need.

@@ -174,6 +174,7 @@ func TestFailedStartExitsWith1(t *testing.T) {
 		{"port taken", "eu-west-1", []string{"--kubeconfig", good, "--listen-on", taken, "--aux-listen-on=127.0.0.1:0"}, []string{"--listen-on", taken, "in use"}},
 		{"aux port taken", "eu-west-1", []string{"--kubeconfig", good, "--listen-on=127.0.0.1:0", "--aux-listen-on", taken}, []string{"--aux-listen-on", taken, "in use"}},
 		{"no AWS region", "", []string{"--kubeconfig", good, "--listen-on", taken}, []string{"AWS_REGION", "--region"}},
+		{"audit log", "eu-west-1", []string{"--audit-log=/proc/iam4kube.log", "--listen-on", taken}, []string{"--audit-log", "/proc/iam4kube.log"}},
 		{"not in a pod", "eu-west-1", []string{"--listen-on", taken}, []string{"not in a pod", "--kubeconfig"}},
 		{"not a kubeconfig", "eu-west-1", []string{"--kubeconfig", kubeconfig(t, "{"), "--listen-on", taken}, []string{"--kubeconfig"}},
 		{"empty kubeconfig", "eu-west-1", []string{"--kubeconfig", kubeconfig(t, ""), "--listen-on", taken}, []string{"--kubeconfig"}},

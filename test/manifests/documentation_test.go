@@ -22,7 +22,7 @@ import (
 )
 
 // guides are the pages with kustomizations and policies for users to copy.
-var guides = []string{"install.md", "operations.md", "migrate.md", "security.md", "demo.md"}
+var guides = []string{"install.md", "operations.md", "migrate.md", "security.md", "demo.md", "server.md"}
 
 // documented builds the kustomizations of a page, in the place that the page names: beside a
 // clone of the repository.

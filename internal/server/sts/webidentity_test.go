@@ -187,7 +187,7 @@ func TestClassifyWebIdentity(t *testing.T) {
 func TestClockIsNamed(t *testing.T) {
 	setenv(t, nil)
 	for off, says := range map[time.Duration]string{
-		3 * time.Minute: "ahead of that of STS by 3m", -3 * time.Minute: "behind that of STS by 3m", 20 * time.Second: "", -20 * time.Second: "",
+		150 * time.Second: "ahead of that of STS by 2m", -150 * time.Second: "behind that of STS by 2m", 20 * time.Second: "", -20 * time.Second: "",
 	} {
 		e := &endpoint{answer: failure(400, "InvalidIdentityToken", "wrong"), header: http.Header{"Date": {time.Now().Add(-off).UTC().Format(http.TimeFormat)}}}
 		_, err := newWebClient(t, e, tokens{}).AssumeRole(t.Context(), tagged)

@@ -37,6 +37,7 @@ func newPods(t *testing.T, pods []*corev1.Pod, argument string) (news []*corev1.
 	t.Helper()
 	for _, pod := range pods {
 		other := onWorker(clientPod(pod.Namespace, pod.Spec.ServiceAccountName, argument), pod.Spec.NodeName)
+		other.Spec.HostNetwork = pod.Spec.HostNetwork
 		other.Name = ""
 		other.GenerateName = pod.Spec.ServiceAccountName + "-"
 		other, err := client.CoreV1().Pods(pod.Namespace).Create(t.Context(), other, metav1.CreateOptions{})

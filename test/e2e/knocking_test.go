@@ -133,7 +133,7 @@ func wantOnlyServed(t *testing.T, pods []*corev1.Pod, then time.Time) {
 	}
 }
 
-// knockers are on both workers and go both ways.
+// knockers are on both workers and go these ways.
 func knockers(t *testing.T, ways ...path) (all []*corev1.Pod) {
 	t.Helper()
 	for _, way := range ways {

@@ -20,42 +20,70 @@ import (
 )
 
 // Every client of test/clients/programs, unmodified, gets its own pod's role in a real pod, on
-// both paths.
+// both paths, and with what the webhook gives it for container credentials. Those that send the
+// token do so where nothing else proves who they are.
 func TestEveryClientGetsItsPodsRole(t *testing.T) {
 	t.Parallel()
 	t.Cleanup(func() { wantNoLeaks(t) })
-	s3, s3TLS := fakeS3(t)
-	for way, name := range map[path]string{nodeWide: "role-13", inPod: "role-14"} {
-		ns := namespace(t, way)
-		role(t, ns, name)
-		create(t, machinePod(t, clientPod(ns, name, "wait")))
-		waitPod(t, ns, name, running)
+	all := func(programs.Program) bool { return true }
+	for _, c := range []struct {
+		way  path
+		role string
+		runs func(programs.Program) bool
+	}{
+		{nodeWide, "role-13", all},
+		{inPod, "role-14", all},
+		{inPodToken, "role-18", all},
+		{withToken, "role-19", func(p programs.Program) bool { return p.Container.Proves() }},
+		// A region is what those there would ask the node's metadata service for.
+		{onHost, "role-20", func(p programs.Program) bool { return p.Container.Proves() && !p.Region }},
+	} {
+		ns := namespace(t, c.way)
+		role(t, ns, c.role)
+		create(t, machinePod(t, c.way.of(clientPod(ns, c.role, "wait"))))
+		pod := waitPod(t, ns, c.role, running)
 		for _, program := range programs.All {
-			t.Run(fmt.Sprintf("%s/%s", way, program.Name), func(t *testing.T) {
+			if !c.runs(program) {
+				continue
+			}
+			t.Run(fmt.Sprintf("%s/%s", c.way, program.Name), func(t *testing.T) {
 				t.Parallel()
-				command := program.Command
-				if program.Build != "" {
-					built, err := environment.Build(program.Build)
-					if err != nil {
-						t.Fatal(err)
-					}
-					command = append([]string{built}, command...)
-				}
-				args := []string{"--namespace=" + ns, "exec", name, "--container=client", "--", "/usr/bin/env", "--ignore-environment", "--chdir=" + clients(t)}
-				args = append(args, programs.Environ("/tmp", s3, s3TLS)...)
-				output, err := kubectl(t.Context(), "", append(args, command...)...)
-				if err != nil {
-					t.Fatal(err)
-				}
-				found, err := program.Read([]byte(output))
-				if err != nil {
-					t.Fatalf("%v: %s", err, output)
-				}
-				if session, want := sessionOf(t, found.AccessKeyId), ns+"@"+name; session != want {
-					t.Errorf("%s has credentials of session %q, want %q", program.CodeBase, session, want)
-				}
+				wantOwnKey(t, pod, program)
 			})
 		}
+	}
+}
+
+// wantOwnKey runs a program in a pod that waits. Its environment is the one that it needs, and what
+// the webhook has added to the pod's.
+func wantOwnKey(t *testing.T, pod *corev1.Pod, program programs.Program) {
+	t.Helper()
+	command := program.Command
+	if program.Build != "" {
+		built, err := environment.Build(program.Build)
+		if err != nil {
+			t.Fatal(err)
+		}
+		command = append([]string{built}, command...)
+	}
+	args := []string{"--namespace=" + pod.Namespace, "exec", pod.Name, "--container=client", "--", "/usr/bin/env", "--ignore-environment", "--chdir=" + clients(t)}
+	s3, s3TLS := fakeS3(t)
+	args = append(args, programs.Environ("/tmp", s3, s3TLS)...)
+	for _, variable := range pod.Spec.Containers[0].Env {
+		if strings.HasPrefix(variable.Name, "AWS_") {
+			args = append(args, variable.Name+"="+variable.Value)
+		}
+	}
+	output, err := kubectl(t.Context(), "", append(args, command...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	found, err := program.Read([]byte(output))
+	if err != nil {
+		t.Fatalf("%v: %s", err, output)
+	}
+	if session, want := sessionOf(t, found.AccessKeyId), pod.Namespace+"@"+pod.Spec.ServiceAccountName; session != want {
+		t.Errorf("%s has credentials of session %q, want %q", program.CodeBase, session, want)
 	}
 }
 

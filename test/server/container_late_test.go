@@ -129,6 +129,7 @@ func (o *slot) change(t *testing.T, round int) {
 // ask sends the pod's requests by address, one after the other, until one with its token, sent
 // beside them, is answered.
 func (o *slot) ask(ctx context.Context, t *testing.T, s *environment.Server, tally *tally) {
+	t.Helper()
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
@@ -170,6 +171,7 @@ func (o *slot) ask(ctx context.Context, t *testing.T, s *environment.Server, tal
 }
 
 func (o *slot) count(t *testing.T, tally *tally, path string, status int, body string, early bool) {
+	t.Helper()
 	tally.requests.Add(1)
 	if early {
 		tally.early.Add(1)
@@ -197,6 +199,7 @@ func (o *slot) count(t *testing.T, tally *tally, path string, status int, body s
 
 // byToken asks with the pod's own token, which waits until the server knows whose address it is.
 func (o *slot) byToken(ctx context.Context, t *testing.T, s *environment.Server, tally *tally) {
+	t.Helper()
 	response, body, err := s.Do(ctx, s.Client(t, o.now.from), http.MethodGet, containerPath, http.Header{"Authorization": {o.token}})
 	switch {
 	case err != nil:

@@ -222,7 +222,7 @@ func TestTokensWhileTheAPIServerIsAway(t *testing.T) {
 			if got, _ := e.get(t.Context(), ip, list); got.Code != status {
 				t.Errorf("by address after %d minutes: %d %s", minute, got.Code, got.Body)
 			}
-			time.Sleep(time.Minute) // nobody's: the bubble's clock
+			time.Sleep(time.Minute) //nolint:forbidigo // the clock of the bubble
 		}
 		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 		if err != nil {

@@ -208,7 +208,7 @@ func (s *simulation) await(ctx context.Context, r *role.Role) (*credentials.Issu
 			return nil, failure
 		}
 		if waiter.Watch(r) {
-			s.cache.Nudge()
+			s.cache.Nudge(r)
 			continue
 		}
 		select {

@@ -85,7 +85,7 @@ func TestNoLockIsHeldWhileSTSIsAsked(t *testing.T) {
 		c.Drop(roleOf("ns", "app1"))
 		c.Fill()
 		c.Dump()
-		c.Nudge()
+		c.Nudge(roleOf("ns", "app"))
 		gather(t, c)
 		if took := time.Since(began); took != 0 {
 			t.Errorf("took %v", took)
@@ -168,7 +168,7 @@ func TestDispatcherSleeps(t *testing.T) {
 			t.Errorf("%d attempts for a new role", n)
 		}
 		for range 100 {
-			c.Nudge()
+			c.Nudge(roleOf("ns", "app"))
 			synctest.Wait()
 		}
 		if n := attempts.Load(); n != 1 {

@@ -45,6 +45,7 @@ type Cache struct {
 	// Whoever holds it may read everything; it is locked before mu.
 	planning   sync.Mutex
 	namespaces map[string]*namespace
+	plan       plan
 	// turn counts the dispatched attempts, for fairness among namespaces.
 	turn uint64
 	// passedOver counts, by class, the places that others had since one of it had one,
@@ -62,6 +63,11 @@ type Cache struct {
 	// one entry at a time.
 	mu      sync.RWMutex
 	entries map[*role.Role]*entry
+
+	// asking guards awaited, the roles that somebody waits for since the plan was last looked
+	// at. It is held for a moment at a time, by requests too.
+	asking  sync.Mutex
+	awaited map[*role.Role]struct{}
 }
 
 // entry is one wanted role. Its fields are guarded by Cache.planning.
@@ -74,6 +80,10 @@ type entry struct {
 	failures int
 	tried    bool
 	inFlight bool
+	// used: there are pods that may ask for it, or have been.
+	used bool
+	// planned has a bit for each class in whose line of the plan it is.
+	planned uint8
 	// due is when the next attempt may start, triedAt when the last one ended.
 	due, triedAt time.Time
 }
@@ -92,6 +102,7 @@ func New(client STS, hub *waiting.Hub, registry prometheus.Registerer, log *zap.
 		namespaces: map[string]*namespace{},
 		filled:     make(chan struct{}),
 	}
+	c.look(time.Now())
 	registry.MustRegister(collector{c})
 	return c
 }
@@ -113,8 +124,21 @@ func (c *Cache) Want(r *role.Role) {
 		c.namespaces[r.Namespace] = ns
 	}
 	ns.roles++
-	c.publish(func() { c.entries[r] = &entry{role: r, namespace: ns} })
-	c.Nudge()
+	e := &entry{role: r, namespace: ns}
+	c.publish(func() { c.entries[r] = e })
+	c.file(e, time.Now())
+	c.signal()
+}
+
+// Use says that there are pods which may ask for a role that is wanted: it is tried before
+// those of which that is not known.
+func (c *Cache) Use(r *role.Role) {
+	c.planning.Lock()
+	defer c.planning.Unlock()
+	if e := c.entries[r]; e != nil && !e.used {
+		e.used = true
+		c.file(e, time.Now())
+	}
 }
 
 // Drop forgets a role and its credentials. An attempt under way comes to nothing.
@@ -160,9 +184,20 @@ func (c *Cache) Get(r *role.Role) (*Issued, *sts.Error) {
 	return nil, e.failure
 }
 
-// Nudge lets the dispatcher look again at what is due. Call it after a waiter has
-// begun to watch a role.
-func (c *Cache) Nudge() {
+// Nudge lets the dispatcher know that somebody waits for the role. Call it after a waiter has
+// begun to watch it.
+func (c *Cache) Nudge(r *role.Role) {
+	c.asking.Lock()
+	if c.awaited == nil {
+		c.awaited = map[*role.Role]struct{}{}
+	}
+	c.awaited[r] = struct{}{}
+	c.asking.Unlock()
+	c.signal()
+}
+
+// signal lets the dispatcher look again at what is due.
+func (c *Cache) signal() {
 	select {
 	case c.work <- struct{}{}:
 	default:
@@ -181,7 +216,7 @@ func (c *Cache) attempt(ctx context.Context, e *entry) {
 	failure, failures := e.failure, e.failures
 	c.planning.Unlock()
 	c.hub.Wake(e.role)
-	c.Nudge()
+	c.signal()
 	c.report(e.role, result, failure, failures)
 	if failure != nil && failure.Kind == sts.Denied {
 		c.denied(e.role, failure)
@@ -196,7 +231,12 @@ func (c *Cache) attempt(ctx context.Context, e *entry) {
 func (c *Cache) finish(e *entry, result *sts.Credentials, err error) {
 	now := time.Now()
 	e.inFlight, e.tried, e.triedAt = false, true, now
-	defer c.settle(e, now)
+	defer func() {
+		c.settle(e, now)
+		if c.entries[e.role] == e {
+			c.file(e, now)
+		}
+	}()
 	if err != nil {
 		failure := *asFailure(err)
 		c.publish(func() {

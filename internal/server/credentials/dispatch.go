@@ -13,6 +13,7 @@ type class int
 const (
 	closeToExpiry class = iota // a refresh that may become late
 	awaited                    // STS has not said yes or no to it, and somebody waits
+	inUse                      // never tried, and there are pods that may ask for it
 	untried                    // never tried
 	early                      // a refresh with time left
 	failing                    // failed before, or new where too many are
@@ -20,7 +21,7 @@ const (
 )
 
 func (c class) String() string {
-	return [classes]string{"close-to-expiry", "awaited", "untried", "early", "failing"}[c]
+	return [classes]string{"close-to-expiry", "awaited", "in-use", "untried", "early", "failing"}[c]
 }
 
 // namespace is shared by the entries of one namespace.
@@ -36,7 +37,7 @@ type namespace struct {
 const (
 	// sharedOut is how many places others may have, one after the other, while a class has
 	// something due. So each keeps a share, and those that come first keep seven eighths.
-	sharedOut = 31
+	sharedOut = 39
 	// firstAtOnce and firstEvery limit the new roles of a namespace, each of which
 	// comes before all that STS has refused. It may have as many as it has roles, or
 	// firstAtOnce if that is more, and later one more every firstEvery.
@@ -107,9 +108,12 @@ func (c *Cache) take(now time.Time) *entry {
 	}
 	c.passedOver[chosen] = 0
 	c.turn++
-	e := due[chosen]
+	// Not due's, before which another may have come while that was put together.
+	e := c.firstOf(&c.plan.due[chosen], now)
 	e.inFlight = true
 	e.namespace.served[chosen] = c.turn
+	e.planned &^= 1 << chosen
+	c.plan.due[chosen].drop()
 	if !e.tried {
 		e.namespace.first, e.namespace.firstAt = e.namespace.firstLately(now)+1, now
 	}
@@ -139,35 +143,6 @@ func (c *Cache) nextDue(now time.Time) (isDue bool, sleep time.Duration) {
 	defer c.planning.Unlock()
 	due, sleep := c.due(now)
 	return c.choose(due) >= 0, sleep
-}
-
-// due are the first entries of each class, nil where nothing is due, and how long to
-// sleep if nothing is. It looks at every entry: a place at the limiter is rarer than that
-// is expensive, and so no queue can disagree with the entries' state. It needs planning.
-func (c *Cache) due(now time.Time) (first [classes]*entry, sleep time.Duration) {
-	sleep = longestSleep
-	for _, e := range c.entries {
-		if e.inFlight {
-			continue
-		}
-		if wait := c.dueAt(e, now).Sub(now); wait > 0 {
-			sleep = min(sleep, wait)
-			continue
-		}
-		if class := c.classOf(e, now); first[class] == nil || before(e, first[class], class) {
-			first[class] = e
-		}
-	}
-	return first, sleep
-}
-
-// before orders within a class: by whose namespace has waited longest for a place in
-// it, then by due time.
-func before(a, b *entry, class class) bool {
-	if aTurn, bTurn := a.namespace.served[class], b.namespace.served[class]; aTurn != bTurn {
-		return aTurn < bTurn
-	}
-	return a.due.Before(b.due)
 }
 
 // dueAt is when the next attempt for the entry may start.
@@ -201,6 +176,8 @@ func (c *Cache) classOf(e *entry, now time.Time) class {
 		return failing
 	case c.hub.Waited(e.role):
 		return awaited
+	case e.used:
+		return inUse
 	}
 	return untried
 }

@@ -15,7 +15,7 @@ import (
 // However much is due in the other classes, each has its share of the places, and those
 // that come first keep most of them.
 func TestEachClassKeepsAShare(t *testing.T) {
-	const places = 320
+	const places = 400
 	c := newCache(issue)
 	for i, r := range rolesOf("ns", classes*places) {
 		switch class(i % classes) {
@@ -24,6 +24,9 @@ func TestEachClassKeepsAShare(t *testing.T) {
 		case awaited:
 			place(c, r, 0, nil)
 			watch(t, c, r)
+		case inUse:
+			place(c, r, 0, nil)
+			c.Use(r)
 		case untried:
 			place(c, r, 0, nil)
 		case early:

@@ -67,6 +67,7 @@ func (c *Cache) settle(e *entry, now time.Time) {
 		for _, other := range c.entries {
 			if other.failure != nil && other.failure.Kind == sts.Identity && other.due.After(now) {
 				other.due = now
+				c.file(other, now)
 			}
 		}
 	}

@@ -29,6 +29,7 @@ func place(c *Cache, r *role.Role, left time.Duration, failure *sts.Error) *entr
 	if e.failure = failure; failure != nil {
 		e.failures, e.tried = 1, true
 	}
+	c.plan.next, c.plan.rest = now, now // what was planned for it is not true any more
 	return e
 }
 
@@ -47,10 +48,12 @@ func TestOrderAtTheLimiter(t *testing.T) {
 	place(c, roleOf("ns", "failing"), 0, errDenied)
 	place(c, roleOf("ns", "early"), 28*time.Minute, nil)
 	place(c, roleOf("ns", "untried"), 0, nil)
+	place(c, roleOf("ns", "used"), 0, nil)
+	c.Use(roleOf("ns", "used"))
 	place(c, roleOf("ns", "awaited"), 0, nil)
 	place(c, roleOf("ns", "close"), 22*time.Minute, nil)
 	watch(t, c, roleOf("ns", "awaited"))
-	if got, want := takeAll(c), []string{"close", "awaited", "untried", "early", "failing"}; !slices.Equal(got, want) {
+	if got, want := takeAll(c), []string{"close", "awaited", "used", "untried", "early", "failing"}; !slices.Equal(got, want) {
 		t.Errorf("order %v, want %v", got, want)
 	}
 }
@@ -103,6 +106,7 @@ func TestFairAmongNamespaces(t *testing.T) {
 	}{
 		{class: closeToExpiry, left: 22 * time.Minute},
 		{class: awaited},
+		{class: inUse},
 		{class: untried},
 		{class: early, left: 28 * time.Minute},
 		{class: failing, failure: errDenied},
@@ -112,8 +116,11 @@ func TestFairAmongNamespaces(t *testing.T) {
 			add := func(namespace string, n int) {
 				for _, r := range rolesOf(namespace, n) {
 					place(c, r, tc.left, tc.failure)
-					if tc.class == awaited {
+					switch tc.class {
+					case awaited:
 						watch(t, c, r)
+					case inUse:
+						c.Use(r)
 					}
 				}
 			}

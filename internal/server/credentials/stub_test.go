@@ -100,7 +100,7 @@ func watch(t *testing.T, c *Cache, r *role.Role) {
 	}
 	t.Cleanup(waiter.Leave)
 	waiter.Watch(r)
-	c.Nudge()
+	c.Nudge(r)
 }
 
 // advance lets simulated time pass; use it in bubbles of testing/synctest alone.

@@ -48,6 +48,8 @@ type account struct {
 	// it. They outlive the ServiceAccount as long as pods do: those that terminate are still
 	// served.
 	said, role *role.Role
+	// used is the role of which it was told that it has pods, guarded by Index.changes.
+	used *role.Role
 	// wrong is why its annotations give no role, empty if nothing is wrong with them.
 	wrong string
 	// lookalike is that of the ServiceAccount.
@@ -147,6 +149,15 @@ func (x *Index) publishAccount(a *account, exists bool, said *role.Role, wrong s
 	x.publish(func() { a.exists, a.said, a.role, a.wrong = exists, said, next, wrong })
 	if before != nil && next != before {
 		x.roles.Drop(before)
+	}
+	x.use(a)
+}
+
+// use tells that a role has pods, once. It needs changes.
+func (x *Index) use(a *account) {
+	if a.role != nil && a.role != a.used && len(a.pods) > 0 {
+		a.used = a.role
+		x.roles.Use(a.role)
 	}
 }
 

@@ -182,6 +182,7 @@ func (x *Index) tell(t transition) {
 	if p == nil || !isNew {
 		return
 	}
+	x.use(p.account)
 	if p.account.wrong != "" && p.hasOwnAddresses() {
 		x.observer.Record(p, badAnnotation(p.ServiceAccount, p.account.wrong))
 	}

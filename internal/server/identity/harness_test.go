@@ -17,15 +17,22 @@ import (
 	"github.com/iam4kube/iam4kube/internal/server/waiting"
 )
 
-// wanted is a Roles that knows which roles are in use, and panics where the cache
-// would lose count.
-type wanted map[*role.Role]struct{}
+// wanted is a Roles that knows which roles are in use, and which of them by pods, and panics
+// where the cache would lose count.
+type wanted map[*role.Role]bool
 
 func (w wanted) Want(r *role.Role) {
 	if _, ok := w[r]; ok {
 		panic(fmt.Sprintf("wanted twice: %v", r))
 	}
-	w[r] = struct{}{}
+	w[r] = false
+}
+
+func (w wanted) Use(r *role.Role) {
+	if used, ok := w[r]; !ok || used {
+		panic(fmt.Sprintf("used, but not wanted or twice: %v", r))
+	}
+	w[r] = true
 }
 
 func (w wanted) Drop(r *role.Role) {

@@ -22,6 +22,8 @@ import (
 // Caller.Role until Drop.
 type Roles interface {
 	Want(*role.Role)
+	// Use says that there are pods which may ask for a role that is wanted.
+	Use(*role.Role)
 	Drop(*role.Role)
 }
 

@@ -10,6 +10,7 @@ import (
 	"github.com/iam4kube/iam4kube/internal/server/credentials"
 	"github.com/iam4kube/iam4kube/internal/server/diagnosis"
 	"github.com/iam4kube/iam4kube/internal/server/identity"
+	"github.com/iam4kube/iam4kube/internal/server/role"
 	"github.com/iam4kube/iam4kube/internal/server/sts"
 )
 
@@ -30,6 +31,8 @@ type view struct {
 	who       any
 	namespace string
 	giveUp    func() answer
+	// role is set while its credentials are missing.
+	role *role.Role
 	// until ends the wait early, unless it is zero.
 	until time.Time
 }
@@ -113,7 +116,7 @@ func (s *Server) viewCredentials(claim identity.Claim, name string, waitForAnnot
 		}
 		c.Missing = diagnosis.Credentials
 		waits := wait(c, failure)
-		waits.keys = append(waits.keys, c.Role)
+		waits.keys, waits.role = append(waits.keys, c.Role), c.Role
 		return waits
 	}
 }

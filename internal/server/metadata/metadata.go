@@ -252,7 +252,7 @@ func (s *Server) wait(ctx context.Context, deadline time.Time, v view, look func
 		isNew := waiter.Watch(v.keys...)
 		if isNew {
 			if v.missing == diagnosis.Credentials {
-				s.cfg.Credentials.Nudge()
+				s.cfg.Credentials.Nudge(v.role)
 			}
 		} else {
 			left := time.Until(v.end(deadline))

@@ -125,16 +125,15 @@ func (d *dataPaths) Watch(ctx context.Context, changed func()) error {
 
 // Counters implements dataPath.
 func (d *dataPaths) Counters() (map[routes.Family]routes.Counters, error) {
-	sum, err := d.rules.Counters()
-	if err != nil {
-		return nil, err
-	}
-	of, err := d.programs.Counters()
-	if err != nil {
-		return nil, err
-	}
-	for family, c := range of {
-		sum[family] = routes.Counters{Translated: sum[family].Translated + c.Translated, Rejected: sum[family].Rejected + c.Rejected}
+	sum := map[routes.Family]routes.Counters{}
+	for _, path := range []dataPath{d.rules, d.programs} {
+		counters, err := path.Counters()
+		if err != nil {
+			return nil, err
+		}
+		for family, c := range counters {
+			sum[family] = routes.Counters{Translated: sum[family].Translated + c.Translated, Rejected: sum[family].Rejected + c.Rejected}
+		}
 	}
 	return sum, nil
 }

@@ -3,7 +3,6 @@
 package ip2service
 
 import (
-	"maps"
 	"sync"
 	"time"
 
@@ -92,17 +91,25 @@ var (
 		"Packets that the guard rejected, of pods, and of the host with --intercept-host.", []string{"family"}, nil)
 )
 
-// packets exports the counters of the kernel's rules. They begin anew when somebody
-// deletes the tables; what was counted before is kept here.
+// packets exports the counters of the kernel, those of all data paths together. Each begins
+// anew when somebody deletes the tables or pins; what was counted before is kept here.
 type packets struct {
-	kernel dataPath
+	mu    sync.Mutex
+	paths []counted
+}
 
-	mu         sync.Mutex
+// counted is a data path with what it counted last, and what before that began anew.
+type counted struct {
+	kernel     dataPath
 	last, base map[routes.Family]routes.Counters
 }
 
-func newPackets(kernel dataPath) *packets {
-	return &packets{kernel: kernel, last: map[routes.Family]routes.Counters{}, base: map[routes.Family]routes.Counters{}}
+func newPackets(paths ...dataPath) *packets {
+	p := &packets{}
+	for _, kernel := range paths {
+		p.paths = append(p.paths, counted{kernel, map[routes.Family]routes.Counters{}, map[routes.Family]routes.Counters{}})
+	}
+	return p
 }
 
 // Describe implements prometheus.Collector.
@@ -115,22 +122,38 @@ func (p *packets) Describe(ch chan<- *prometheus.Desc) {
 func (p *packets) Collect(ch chan<- prometheus.Metric) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	// Without an answer of the kernel the last one stands: an invalid metric would take all
-	// others with it.
-	now, err := p.kernel.Counters()
-	if err != nil {
-		now = maps.Clone(p.last)
+	all := map[routes.Family]routes.Counters{}
+	for _, path := range p.paths {
+		path.count()
+		for _, family := range routes.Families {
+			last, base := path.last[family], path.base[family]
+			all[family] = routes.Counters{
+				Translated: all[family].Translated + base.Translated + last.Translated,
+				Rejected:   all[family].Rejected + base.Rejected + last.Rejected,
+			}
+		}
 	}
 	for _, family := range routes.Families {
-		value, last, base := now[family], p.last[family], p.base[family]
+		ch <- prometheus.MustNewConstMetric(translatedDesc, prometheus.CounterValue, float64(all[family].Translated), string(family))
+		ch <- prometheus.MustNewConstMetric(rejectedDesc, prometheus.CounterValue, float64(all[family].Rejected), string(family))
+	}
+}
+
+// count asks the kernel. Without an answer the last one stands: an invalid metric would take
+// all others with it.
+func (c counted) count() {
+	now, err := c.kernel.Counters()
+	if err != nil {
+		return
+	}
+	for _, family := range routes.Families {
+		value, last, base := now[family], c.last[family], c.base[family]
 		if value.Translated < last.Translated {
 			base.Translated += last.Translated
 		}
 		if value.Rejected < last.Rejected {
 			base.Rejected += last.Rejected
 		}
-		p.last[family], p.base[family] = value, base
-		ch <- prometheus.MustNewConstMetric(translatedDesc, prometheus.CounterValue, float64(base.Translated+value.Translated), string(family))
-		ch <- prometheus.MustNewConstMetric(rejectedDesc, prometheus.CounterValue, float64(base.Rejected+value.Rejected), string(family))
+		c.last[family], c.base[family] = value, base
 	}
 }

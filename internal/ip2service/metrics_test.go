@@ -21,6 +21,24 @@ func counts(translated, rejected uint64) routes.Counters {
 	return routes.Counters{Translated: translated, Rejected: rejected}
 }
 
+// What began anew is counted for its data path alone.
+func TestCountersOfDataPathsAreApart(t *testing.T) {
+	rules, programs := &fakeKernel{counters: map[routes.Family]routes.Counters{routes.IPv4: counts(5, 7)}}, &fakeKernel{counters: map[routes.Family]routes.Counters{routes.IPv4: counts(100, 0)}}
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(newPackets(rules, programs))
+	want := func(translated float64) {
+		t.Helper()
+		if have := metric(t, registry, "iam4kube_translated_connections_total", string(routes.IPv4)); have != translated {
+			t.Errorf("%v, want %v", have, translated)
+		}
+	}
+	want(105)
+	rules.counters = nil
+	want(105)
+	programs.counters[routes.IPv4] = counts(101, 0)
+	want(106)
+}
+
 // The kernel's counters begin anew with their table; those of /metrics never go back.
 func TestCountersSurviveTheTables(t *testing.T) {
 	kernel := &fakeKernel{}

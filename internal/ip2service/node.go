@@ -48,7 +48,7 @@ type node struct {
 func runNode(ctx context.Context, cfg Config, log *zap.Logger) error {
 	kernel := newDataPaths(cfg, log)
 	n := &node{cfg: cfg, log: log, registry: auxserver.NewRegistry()}
-	n.registry.MustRegister(newPackets(kernel), kernel)
+	n.registry.MustRegister(newPackets(kernel.rules, kernel.programs), kernel)
 	n.reconciler = newReconciler(cfg, kernel, lookAtHost, newMetrics(n.registry), log)
 	n.reconciler.netfilter = kernel.Netfilter
 	n.reconciler.reconcile() // an error is repeated by Run

@@ -318,19 +318,28 @@ func (b *rig) metric(t *testing.T, name, label string) float64 {
 	return metric(t, b.registry, name, label)
 }
 
-func metric(t *testing.T, registry prometheus.Gatherer, name, label string) float64 {
+func metric(t *testing.T, registry prometheus.Gatherer, name string, labels ...string) float64 {
 	t.Helper()
 	families, err := registry.Gather()
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, f := range families {
+		if f.GetName() != name {
+			continue
+		}
 		for _, m := range f.GetMetric() {
-			if f.GetName() == name && (label == "" || m.GetLabel()[0].GetValue() == label) {
+			have := make([]string, len(labels))
+			for i, label := range labels {
+				if label != "" {
+					have[i] = m.GetLabel()[i].GetValue()
+				}
+			}
+			if slices.Equal(have, labels) {
 				return m.GetCounter().GetValue() + m.GetGauge().GetValue() + float64(m.GetHistogram().GetSampleCount())
 			}
 		}
 	}
-	t.Fatalf("no series %s %s", name, label)
+	t.Fatalf("no series %s %s", name, labels)
 	return 0
 }

@@ -1,7 +1,7 @@
 {{/*
-The objects are those of manifests/, which is `files` here. Of its kustomizations this reads what a
-chart can: resources, components, deletions, arguments and the server's environment. What
-else a component patches is in _workloads.tpl, and a test compares the whole with kustomize's own.
+The objects are those of manifests/, which is `files` here. Of its kustomizations this reads what they
+have: resources, components, patches, and the server's environment. A test compares the whole with
+what kustomize itself makes of them.
 */}}
 
 {{/* A folder's kustomizations, what it is made of first, as a JSON list. */}}
@@ -21,7 +21,6 @@ else a component patches is in _workloads.tpl, and a test compares the whole wit
 {{- define "iam4kube.all" -}}
 {{- $all := list -}}
 {{- $dirs := list "namespace" .Values.overlay -}}
-{{- if ne .Values.overlay "uninstall" -}}
 {{- $known := list -}}
 {{- range $path, $_ := .Files.Glob "files/components/*/kustomization.yaml" -}}
 {{- $known = append $known (base (dir $path)) -}}
@@ -31,7 +30,6 @@ else a component patches is in _workloads.tpl, and a test compares the whole wit
 {{- fail (printf "components: there is no %q, there are %s" . (without $known "images" | join ", ")) -}}
 {{- end -}}
 {{- $dirs = append $dirs (printf "components/%s" .) -}}
-{{- end -}}
 {{- end -}}
 {{- range $dirs -}}
 {{- $all = include "iam4kube.kustomizations" (dict "root" $ "dir" .) | fromJsonArray | concat $all -}}
@@ -43,7 +41,9 @@ else a component patches is in _workloads.tpl, and a test compares the whole wit
 {{- define "iam4kube.objects" -}}
 {{- $objects := list -}}
 {{- range $k := .kustomizations -}}
-{{- range $k.resources | default list -}}
+{{- /* Of what has been uninstalled, a component patches the clean-up at most. */ -}}
+{{- $gone := and (eq $.root.Values.overlay "uninstall") (hasPrefix "components/" $k.dir) -}}
+{{- range $gone | ternary list ($k.resources | default list) -}}
 {{- if hasSuffix ".yaml" . -}}
 {{- range regexSplit "(?m)^---$" ($.root.Files.Get (printf "files/%s/%s" $k.dir .)) -1 -}}
 {{- $objects = append $objects (fromYaml .) -}}
@@ -70,27 +70,6 @@ true
 {{- end -}}
 {{- end -}}
 {{- end -}}
-{{- end -}}
-
-{{/* What patches make of the arguments of the object's first container, as a JSON list. */}}
-{{- define "iam4kube.arguments" -}}
-{{- $of := "/spec/template/spec/containers/0/args/" -}}
-{{- $arguments := .arguments -}}
-{{- range .kustomizations -}}
-{{- range .patches | default list -}}
-{{- if and (hasPrefix "- " (trim .patch)) (include "iam4kube.targeted" (dict "target" .target "object" $.object)) -}}
-{{- range fromYamlArray .patch -}}
-{{- $at := trimPrefix $of .path -}}
-{{- if eq .path (print $of "-") -}}
-{{- $arguments = append $arguments .value -}}
-{{- else if and (hasPrefix $of .path) (has .op (list "replace" "remove")) -}}
-{{- $arguments = concat (slice $arguments 0 (atoi $at)) (ternary (list .value) list (eq .op "replace")) (slice $arguments (add1 (atoi $at))) -}}
-{{- end -}}
-{{- end -}}
-{{- end -}}
-{{- end -}}
-{{- end -}}
-{{- toJson $arguments -}}
 {{- end -}}
 
 {{/* The server's environment: of base, of components, of the values. */}}

@@ -1,4 +1,4 @@
-{{/* What the values and the components make of a Deployment or DaemonSet, which is changed in place. */}}
+{{/* What the values make of a Deployment or DaemonSet, which is changed in place. */}}
 {{- define "iam4kube.workload" -}}
 {{- $pod := .object.spec.template.spec -}}
 {{- range concat $pod.containers ($pod.initContainers | default list) -}}
@@ -9,8 +9,7 @@
 {{- $container := first $pod.containers -}}
 {{- $name := trimPrefix "iam4kube-" .object.metadata.name -}}
 {{- $values := get .root.Values $name | default dict -}}
-{{- $patched := include "iam4kube.arguments" (merge (dict "arguments" ($container.args | default list)) .) | fromJsonArray -}}
-{{- $arguments := concat $patched ($values.args | default list) -}}
+{{- $arguments := concat ($container.args | default list) ($values.args | default list) -}}
 {{- $_ := unset $container "args" -}}
 {{- range $arguments -}}
 {{- $argument := regexReplaceAllLiteral "^--init-image=.*$" . (printf "--init-image=%s" (include "iam4kube.image" (dict "root" $.root "name" "ip2service-init"))) -}}
@@ -32,13 +31,12 @@
 {{- end -}}
 {{- $_ := set $pod "imagePullSecrets" $secrets -}}
 {{- end -}}
-{{- if has $name (list "server" "webhook" "ip2service") -}}
-{{- include (printf "iam4kube.%s" $name) (dict "root" .root "kustomizations" .kustomizations "object" .object "pod" $pod "container" $container "values" $values) -}}
+{{- if eq $name "server" -}}
+{{- include "iam4kube.server" (dict "root" .root "kustomizations" .kustomizations "object" .object "pod" $pod "container" $container "values" $values) -}}
 {{- end -}}
 {{- end -}}
 
 {{- define "iam4kube.server" -}}
-{{- include "iam4kube.nodes" . -}}
 {{- $annotations := .object.spec.template.metadata.annotations | default dict -}}
 {{- $_ := set .object.spec.template.metadata "annotations" (merge (dict "checksum/config" (include "iam4kube.environment" . | sha256sum)) $annotations) -}}
 {{- $_ := set .container "envFrom" (concat .container.envFrom .values.envFrom) -}}
@@ -48,32 +46,6 @@
 {{- range $field := list "volumes" "initContainers" -}}
 {{- with get $.values $field -}}
 {{- $_ := set $.pod $field (concat (get $.pod $field | default list) .) -}}
-{{- end -}}
-{{- end -}}
-{{- end -}}
-
-{{- define "iam4kube.webhook" -}}
-{{- include "iam4kube.nodes" . -}}
-{{- end -}}
-
-{{- define "iam4kube.ip2service" -}}
-{{- range .kustomizations -}}
-{{- if eq .dir "components/no-dedicated-nodes" -}}
-{{- $term := first $.pod.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms -}}
-{{- $_ := set $term "matchExpressions" (rest $term.matchExpressions) -}}
-{{- else if eq .dir "components/startup-taint" -}}
-{{- $name := dict "name" "NODE_NAME" "valueFrom" (dict "fieldRef" (dict "fieldPath" "spec.nodeName")) -}}
-{{- $_ := set $.container "env" (append ($.container.env | default list) $name) -}}
-{{- end -}}
-{{- end -}}
-{{- end -}}
-
-{{/* Server and webhook on any node. */}}
-{{- define "iam4kube.nodes" -}}
-{{- range .kustomizations -}}
-{{- if eq .dir "components/no-dedicated-nodes" -}}
-{{- $_ := set $.pod "nodeSelector" (dict "kubernetes.io/os" "linux") -}}
-{{- $_ := unset $.pod "tolerations" -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

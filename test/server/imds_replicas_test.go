@@ -283,7 +283,7 @@ func waitMakes(t *testing.T, key []byte, w workload, replicas ...*environment.Se
 	t.Helper()
 	for _, s := range replicas {
 		environment.Eventually(t, time.Minute, func() error {
-			if !tokensOf(key).Verify(newToken(t, s, w.from, "60"), w.from) {
+			if !tokensOf(key).Verify(newToken(t, s, w.from, "60"), w.from, time.Now()) {
 				return errors.New("a replica does not make tokens with the new key")
 			}
 			return nil

@@ -81,10 +81,10 @@ func (k *Keys) Make(caller netip.Addr, ttl time.Duration) (string, error) {
 }
 
 // Verify reports whether the token was made for this address, by any replica, and
-// has not expired.
-func (k *Keys) Verify(token string, caller netip.Addr) bool {
+// has not expired now.
+func (k *Keys) Verify(token string, caller netip.Addr, now time.Time) bool {
 	keys := k.keys.Load()
-	return keys != nil && keys.verify(token, caller, time.Now())
+	return keys != nil && keys.verify(token, caller, now)
 }
 
 // Known reports whether there are keys.

@@ -56,15 +56,15 @@ func TestTokenLivesForItsTTL(t *testing.T) {
 				k.set(map[string][]byte{CurrentKey: key})
 				ttl := time.Duration(seconds) * time.Second
 				token := mustMake(t, k, ttl)
-				if !k.Verify(token, caller) {
+				if !k.Verify(token, caller, time.Now()) {
 					t.Fatalf("TTL %v, made at %v of a second: refused at once", ttl, within)
 				}
 				time.Sleep(ttl - time.Millisecond) //nolint:forbidigo // moves the bubble's clock
-				if !k.Verify(token, caller) {
+				if !k.Verify(token, caller, time.Now()) {
 					t.Errorf("TTL %v, made at %v of a second: refused a millisecond before its end", ttl, within)
 				}
 				time.Sleep(time.Millisecond) //nolint:forbidigo // moves the bubble's clock
-				if k.Verify(token, caller) {
+				if k.Verify(token, caller, time.Now()) {
 					t.Errorf("TTL %v, made at %v of a second: accepted at its end", ttl, within)
 				}
 			})
@@ -90,7 +90,7 @@ func TestVerifyRefuses(t *testing.T) {
 	token := mustMake(t, k, time.Hour)
 	refused := func(what, token string) {
 		t.Helper()
-		if k.Verify(token, caller) {
+		if k.Verify(token, caller, time.Now()) {
 			t.Errorf("%s: %q is accepted", what, token)
 		}
 	}
@@ -112,11 +112,11 @@ func TestVerifyRefuses(t *testing.T) {
 	refused("only line breaks", strings.Repeat("\n", len(token)))
 	refused("line breaks behind 8 bytes", token[:11]+strings.Repeat("\r", len(token)-11))
 	for _, address := range []string{"10.1.2.4", "::ffff:10.1.2.4", "::a01:203", "fe80::10.1.2.3", "::"} {
-		if k.Verify(token, netip.MustParseAddr(address)) {
+		if k.Verify(token, netip.MustParseAddr(address), time.Now()) {
 			t.Errorf("accepted from %s", address)
 		}
 	}
-	if k.Verify(token, netip.Addr{}) {
+	if k.Verify(token, netip.Addr{}, time.Now()) {
 		t.Error("accepted from no address")
 	}
 }
@@ -128,7 +128,7 @@ func TestNoKeyMakesAndAcceptsNothing(t *testing.T) {
 	}
 	// What a replica without keys must never take for a signature: that of an empty key.
 	for _, forged := range [][]byte{nil, {}} {
-		if k.Verify(newToken(newSigner(forged), caller, time.Now().Add(time.Hour)), caller) {
+		if k.Verify(newToken(newSigner(forged), caller, time.Now().Add(time.Hour)), caller, time.Now()) {
 			t.Error("accepted a token without a key")
 		}
 	}
@@ -140,7 +140,7 @@ func TestRotation(t *testing.T) {
 	behind, ahead := newKeys(t), newKeys(t) // two replicas that see each step at different times
 	accepted := func(step, token string) {
 		t.Helper()
-		if !behind.Verify(token, caller) || !ahead.Verify(token, caller) {
+		if !behind.Verify(token, caller, time.Now()) || !ahead.Verify(token, caller, time.Now()) {
 			t.Errorf("%s: a token is refused", step)
 		}
 	}
@@ -164,7 +164,7 @@ func TestRotation(t *testing.T) {
 	}
 	// Once the old key is out, its tokens are refused and the new key's are not.
 	ahead.set(map[string][]byte{CurrentKey: other})
-	if ahead.Verify(tokens[0], caller) || !ahead.Verify(tokens[len(tokens)-1], caller) {
+	if ahead.Verify(tokens[0], caller, time.Now()) || !ahead.Verify(tokens[len(tokens)-1], caller, time.Now()) {
 		t.Error("the old key is still in use, or the new one is not")
 	}
 }
@@ -211,10 +211,10 @@ func TestUnusableSecretKeepsTheLastGoodKeys(t *testing.T) {
 			k.set(map[string][]byte{CurrentKey: key})
 			token := mustMake(t, k, time.Hour)
 			k.set(data)
-			if !k.Verify(token, caller) {
+			if !k.Verify(token, caller, time.Now()) {
 				t.Error("the good key is not in use any more")
 			}
-			if again := mustMake(t, k, time.Hour); k.Verify(again, netip.MustParseAddr("10.1.2.4")) || !k.Verify(again, caller) {
+			if again := mustMake(t, k, time.Hour); k.Verify(again, netip.MustParseAddr("10.1.2.4"), time.Now()) || !k.Verify(again, caller, time.Now()) {
 				t.Error("new tokens are not made with the good key")
 			}
 			families, err := registry.Gather()
@@ -229,7 +229,7 @@ func TestUnusableSecretKeepsTheLastGoodKeys(t *testing.T) {
 func TestEmptyPreviousKeyIsNoKey(t *testing.T) {
 	k := newKeys(t)
 	k.set(map[string][]byte{CurrentKey: key, PreviousKey: {}})
-	if !k.Known() || k.Verify(newToken(newSigner(nil), caller, time.Now().Add(time.Hour)), caller) {
+	if !k.Known() || k.Verify(newToken(newSigner(nil), caller, time.Now().Add(time.Hour)), caller, time.Now()) {
 		t.Error("the empty key is in use, or the good one is not")
 	}
 }
@@ -241,29 +241,29 @@ func TestVerifiedTokensAreRemembered(t *testing.T) {
 		k := newKeys(t)
 		k.set(map[string][]byte{CurrentKey: key})
 		token := mustMake(t, k, time.Minute)
-		if !k.Verify(token, caller) || !k.Verify(token, caller) {
+		if !k.Verify(token, caller, time.Now()) || !k.Verify(token, caller, time.Now()) {
 			t.Fatal("the token is refused")
 		}
-		if allocs := testing.AllocsPerRun(100, func() { k.Verify(token, caller) }); allocs > 0 {
+		if allocs := testing.AllocsPerRun(100, func() { k.Verify(token, caller, time.Now()) }); allocs > 0 {
 			t.Errorf("%v allocations: it is verified anew", allocs)
 		}
-		if k.Verify(token, netip.MustParseAddr("10.1.2.4")) || !k.Verify(token, caller) {
+		if k.Verify(token, netip.MustParseAddr("10.1.2.4"), time.Now()) || !k.Verify(token, caller, time.Now()) {
 			t.Error("another address's token is accepted, or its own is not any more")
 		}
 		k.set(map[string][]byte{CurrentKey: bytes.Repeat([]byte{7}, MinKeyLength), PreviousKey: key})
-		if !k.Verify(token, caller) || !k.Verify(token, caller) {
+		if !k.Verify(token, caller, time.Now()) || !k.Verify(token, caller, time.Now()) {
 			t.Error("the token of the previous key is refused")
 		}
 		time.Sleep(time.Minute) //nolint:forbidigo // moves the bubble's clock
-		if k.Verify(token, caller) {
+		if k.Verify(token, caller, time.Now()) {
 			t.Error("the token is accepted at its end")
 		}
 		token = mustMake(t, k, time.Minute)
-		if !k.Verify(token, caller) {
+		if !k.Verify(token, caller, time.Now()) {
 			t.Fatal("the token is refused")
 		}
 		k.set(map[string][]byte{CurrentKey: key})
-		if k.Verify(token, caller) {
+		if k.Verify(token, caller, time.Now()) {
 			t.Error("the token of a key that is gone is accepted")
 		}
 	})
@@ -278,7 +278,7 @@ func FuzzVerify(f *testing.F) {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		if k.Verify(text, caller) != (text == token) {
+		if k.Verify(text, caller, time.Now()) != (text == token) {
 			t.Errorf("%q: accepted, or the good one refused", text)
 		}
 	})

@@ -60,14 +60,14 @@ func source(r *http.Request) (netip.Addr, bool) {
 
 // tokenAccepted checks the token of a request: one that is there has to be good,
 // and with IMDSv1 off there has to be one, but for an init container.
-func (s *Server) tokenAccepted(r *http.Request, e endpoint, from netip.Addr) bool {
+func (s *Server) tokenAccepted(r *http.Request, e endpoint, from netip.Addr, now time.Time) bool {
 	tokens := r.Header[headerToken]
 	switch len(tokens) {
 	case 0:
 		s.metrics.version(e, protocolIMDSv1)
 		return s.cfg.IMDSv1 || e == endpointReady || e == endpointContainer
 	case 1:
-		if s.cfg.Tokens.Verify(tokens[0], from) {
+		if s.cfg.Tokens.Verify(tokens[0], from, now) {
 			s.metrics.version(e, protocolIMDSv2)
 			return true
 		}

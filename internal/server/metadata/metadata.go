@@ -95,7 +95,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		header["Connection"] = headerClose
 		_ = http.NewResponseController(w).SetReadDeadline(start.Add(bodyTimeout)) // a test's recorder has none
 	}
-	a := s.answer(w, r, t)
+	a := s.answer(w, r, t, start)
 	if s.draining.Load() {
 		header["Connection"] = headerClose
 	}
@@ -123,7 +123,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // answer decides in the order: is the request for us at all, is its token good, is there
 // such an endpoint, what is there for this caller. Clients learn from an unserved path
 // whether their token is good.
-func (s *Server) answer(w http.ResponseWriter, r *http.Request, t target) answer {
+func (s *Server) answer(w http.ResponseWriter, r *http.Request, t target, now time.Time) answer {
 	from, ok := source(r)
 	if t.endpoint == endpointReady && ok {
 		w.Header()["X-Iam4kube-Source-Ip"] = []string{from.String()}
@@ -139,7 +139,7 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, t target) answer
 		return refuse(http.StatusForbidden, "iam4kube: the Host header must be an IP address, as in http://169.254.169.254", refusedHost, r.Host)
 	case t.endpoint == endpointToken && r.Method == http.MethodPut:
 		return s.newToken(w, r, from) // also for those who send an old one
-	case !s.tokenAccepted(r, t.endpoint, from):
+	case !s.tokenAccepted(r, t.endpoint, from, now):
 		return refuse(http.StatusUnauthorized, "iam4kube: the session token is missing, invalid or expired, or another pod's; get one with PUT "+pathToken, refusedToken, "")
 	case t.endpoint == endpointNone:
 		return notFound()

@@ -20,15 +20,11 @@ type figure struct {
 
 func (s *scenario) figures() []figure {
 	figures := []figure{
-		{name: "requests per second", values: s.perSecond},
-		{name: "server CPU per request, µs", values: s.processor},
+		{name: "requests per second", values: s.perSecond, least: s.least},
+		{name: "server CPU per request, µs", values: s.processor, most: s.most},
 	}
 	if s.reconnect {
 		return figures
-	}
-	figures[0].least, figures[1].most = 0.85, 1.3
-	if s.container {
-		figures[0].least, figures[1].most = 0.90, 0
 	}
 	return append(figures, figure{
 		name: fmt.Sprintf("p99 at %d requests/s, ms", fixedRate), values: s.p99, most: 1.25,

@@ -53,6 +53,7 @@ type rig struct {
 	far       *netns.FarSide
 	pod       *netns.Pod
 	a, b      *node.Endpoint
+	other     netip.AddrPort // of a pod that is no endpoint
 	endpoints []netip.AddrPort
 	kernel    *bpf.Kernel
 	gateway   net.HardwareAddr // of the pod
@@ -63,6 +64,8 @@ func newRig(t testing.TB) *rig {
 	r := &rig{far: netns.NewFarSide(t), pod: netns.AddPod(t, podIPv4, podIPv6), kernel: bpf.New(pins)}
 	r.a = node.AddEndpoint(t, "a", "10.244.1.2", "fd00:10:244:1::2")
 	r.b = node.AddEndpoint(t, "b", "10.244.1.3", "fd00:10:244:1::3")
+	node.AddEndpoint(t, "other", "10.244.1.4")
+	r.other = ends("10.244.1.4:8080")[0]
 	r.endpoints = ends("10.244.1.2:8080", "10.244.1.3:8080", "[fd00:10:244:1::2]:8080", "[fd00:10:244:1::3]:8080")
 	t.Cleanup(func() {
 		if _, err := r.kernel.Remove(); err != nil {

@@ -170,11 +170,11 @@ func mapped(_ *rig, to netip.AddrPort) (answer string, err error) {
 	return answer, err
 }
 
-// reconnected has its socket connected to an endpoint at first: what is known of the socket
-// then must not hold for what it is connected to later, nor the other way round.
+// reconnected has its socket connected to somebody else in between: what is known of the
+// socket must not hold for what it is connected to later.
 func reconnected(r *rig, to netip.AddrPort) (answer string, err error) {
 	err = withSocket(unix.AF_INET, unix.SOCK_STREAM, 0, func(fd int) error {
-		for _, other := range []netip.AddrPort{r.endpoints[0], to, r.endpoints[1], to} {
+		for _, other := range []netip.AddrPort{r.other, to, r.other, to} {
 			if err := unix.Connect(fd, sockaddr(other)); err != nil {
 				return fmt.Errorf("to %s: %w", other, err)
 			}

@@ -1,6 +1,7 @@
 // Package routing tests how ip2service --mode node leads the packets of pods: the
-// numbered cases of the required behaviour, each by its number, on real nftables in
-// network namespaces. Those that are not here:
+// numbered cases of the required behaviour, each by its number, on real nftables and real
+// eBPF programs, in network namespaces and cgroups. Each case is run for both data paths.
+// Those that are not here:
 //
 //	 6  changes of the rules under load    routingload, TestChangesOfEndpointsUnderLoad
 //	 7  foreign flush and other changes    routingload, TestForeign…, TestFlush…

@@ -25,6 +25,8 @@ TEST_UNIT := demo|docs|fakests|progress
 TEST_PLAIN := credentials|images|manifests
 # Those that measure milliseconds: one for each of two cores.
 TEST_TIMED := outage|routingload|server
+# That which has a browser, for `test-page`.
+TEST_PAGE := page
 # Those that have benchmarks alone, for `bench` and `bench-scale`; `lint` compiles them.
 TEST_BENCH := bench|benchrouting|benchscale
 # All with tests: those without would be compiled, too.
@@ -79,8 +81,13 @@ test-unit: ## what needs no root and no API server, within a minute
 .PHONY: test
 test: test-unit test-tools ## everything, as root on Debian: real API server, real AWS clients in network namespaces
 	cd test && CGO_ENABLED=0 $(filter-out -race,$(GOTEST)) -count=1 -p 4 -parallel 8 -timeout 30m $(TESTFLAGS) $$($(TEST_PACKAGES) | grep -E '/($(TEST_PLAIN))$$')
-	cd test && $(GOTEST) -count=1 -p 4 -parallel 8 -timeout 30m $(TESTFLAGS) $$($(TEST_PACKAGES) | grep -Ev '/($(TEST_UNIT)|$(TEST_PLAIN)|$(TEST_TIMED)|$(TEST_BENCH))$$')
+	cd test && $(GOTEST) -count=1 -p 4 -parallel 8 -timeout 30m $(TESTFLAGS) $$($(TEST_PACKAGES) | grep -Ev '/($(TEST_UNIT)|$(TEST_PLAIN)|$(TEST_TIMED)|$(TEST_PAGE)|$(TEST_BENCH))$$')
 	cd test && $(GOTEST) -count=1 -p 2 -parallel 8 -timeout 30m $(TESTFLAGS) $$($(TEST_PACKAGES) | grep -E '/($(TEST_TIMED))$$')
+
+.PHONY: test-page
+test-page: control-plane ## the page of the debug listener in Chromium, as root on Debian; TESTFLAGS=-update makes the pictures of docs/ anew
+	hack/debian-packages.sh chromium iproute2
+	cd test && $(GOTEST) -count=1 -timeout 10m ./page $(TESTFLAGS)
 
 # Suites of Debian, each for its newest kernel, or SUITE/PACKAGE. What of a kernel is needed stays in CACHE.
 KERNELS ?= bookworm

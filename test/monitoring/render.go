@@ -162,7 +162,7 @@ func Write() error {
 		return err
 	}
 	for _, path := range slices.Sorted(maps.Keys(files)) {
-		if err := os.WriteFile(checkout.Path(path), files[path], 0o644); err != nil { //nolint:gosec // part of the checkout
+		if err := os.WriteFile(checkout.Path(path), files[path], 0o644); err != nil {
 			return err
 		}
 	}

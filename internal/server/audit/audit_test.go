@@ -67,7 +67,7 @@ func parse(t *testing.T, text string) (all []Record) {
 }
 
 func newLog(f *file) *Log {
-	total := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "iam4kube_audit_records_total"}, []string{"outcome"})
+	total := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "iam4kube_audit_records_total", Help: "x"}, []string{"outcome"})
 	total.WithLabelValues(outcomeWritten)
 	return &Log{path: Stdout, out: f, log: zap.NewNop(), budget: newBudget(), queue: make(chan *Record, queueLength), total: total, reopen: make(chan os.Signal)}
 }
@@ -266,7 +266,7 @@ func TestRotation(t *testing.T) {
 	}
 	exists := func(path string) bool { _, err := os.Stat(path); return err == nil }
 	l.Record(Record{Event: HandedOut, Pod: "before"})
-	for l.count(outcomeWritten) != 1 { //nolint:revive // it takes microseconds
+	for l.count(outcomeWritten) != 1 {
 	}
 	if err := os.Rename(path, path+".1"); err != nil {
 		t.Fatal(err)

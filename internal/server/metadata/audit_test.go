@@ -108,7 +108,11 @@ func TestVersionsOfIMDS(t *testing.T) {
 	e.setPod(pod("a", ip, 0))
 	want := func(v1, v2 float64) {
 		t.Helper()
-		families, err := e.cfg.Registry.(prometheus.Gatherer).Gather()
+		registry, ok := e.cfg.Registry.(prometheus.Gatherer)
+		if !ok {
+			t.Fatalf("%T gathers nothing", e.cfg.Registry)
+		}
+		families, err := registry.Gather()
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -598,7 +598,7 @@ func (b *busy) noSecret(t *testing.T) {
 		"audit log": string(records),
 		"log":       b.Logs.String(), "answers": b.bodies.String(), "metrics": b.metrics(t), "events": eventText.String(),
 	}
-	for _, path := range []string{"/debug/pods", "/debug/roles", "/debug/pprof/goroutine?debug=2", "/debug/pprof/cmdline", "/debug/pprof/"} {
+	for _, path := range []string{"/", "/debug/pods", "/debug/roles", "/debug/pprof/goroutine?debug=2", "/debug/pprof/cmdline", "/debug/pprof/"} {
 		outputs[path] = fetch(t, auxserver.DebugAddress, path)
 	}
 	for name, text := range outputs {
@@ -609,7 +609,7 @@ func (b *busy) noSecret(t *testing.T) {
 			t.Errorf("%s is suspiciously short: %q", name, text)
 		}
 	}
-	for _, path := range []string{"/debug/pods", "/debug/roles"} {
+	for _, path := range []string{"/", "/debug/pods", "/debug/roles"} {
 		if !strings.Contains(outputs[path], b.accessKeyID) {
 			t.Errorf("%s does not show the AccessKeyId", path)
 		}

@@ -22,7 +22,7 @@ MODULES := . $(PLUGIN) test
 TEST_UNIT := demo|docs|fakests|progress
 # Those that run nothing of ours beside each other, or simulate hours: without the race detector, which makes them
 # several times slower. What is simulated, packages sts, server and internal/server/credentials run with it.
-TEST_PLAIN := credentials|images|manifests
+TEST_PLAIN := credentials|images|manifests|release
 # Those that measure milliseconds: one for each of two cores.
 TEST_TIMED := outage|routingload|server
 # That which has a browser, for `test-page`.
@@ -143,7 +143,7 @@ images: image-tools ## the Dockerfile's images, built as the cluster's are, with
 test-tools: control-plane image-tools client-tools # what `test` needs and the checkout does not hold
 	cd test && $(GORUN) ./controlplane/cmd/build certmanager
 	cd test && $(GORUN) ./controlplane/cmd/build helm
-	hack/debian-packages.sh iproute2 iptables nftables python3-cryptography python3-jwt
+	hack/debian-packages.sh iproute2 iptables nftables openssl python3-cryptography python3-jwt
 	$(MAKE) $(PROMETHEUS)
 
 .PHONY: client-tools
@@ -183,6 +183,26 @@ control-plane: # Kubernetes and etcd, built once into CACHE
 .PHONY: monitoring
 monitoring: ## alerts and dashboard of observability/, and their tables in docs/, anew from test/monitoring
 	cd test && $(GORUN) ./monitoring/cmd/generate
+
+##@ Release
+# Where the images will be pushed to, for example registry.example/iam4kube.
+REGISTRY ?=
+# File of an Ed25519 private key: openssl genpkey -algorithm ed25519 -out key.pem
+KEY ?=
+# Its public key, which has come another way: openssl pkey -in key.pem -pubout -out key.pub
+PUBLIC_KEY ?=
+RELEASE ?= $(CURDIR)/dist/$(VERSION)
+.PHONY: release
+release: export GOTOOLCHAIN := auto
+release: image-tools ## images, chart, manifests, SBOMs, checksums and signature of VERSION into RELEASE, for REGISTRY, signed by KEY
+	git diff --quiet HEAD || { echo "release: the checkout differs from its commit" >&2; exit 1; }
+	hack/debian-packages.sh openssl
+	cd test && $(GORUN) ./release/cmd/release -version '$(VERSION)' -revision '$(REVISION)' -registry '$(REGISTRY)' \
+		-created "$$(git log -1 --format=%ct)" -key '$(abspath $(KEY))' -dir '$(RELEASE)'
+
+.PHONY: verify-release
+verify-release: ## that the release in RELEASE is what was signed, by PUBLIC_KEY and without a network
+	hack/verify-release.sh '$(RELEASE)' '$(PUBLIC_KEY)'
 
 ##@ Check
 .PHONY: check
@@ -227,7 +247,7 @@ vuln: $(GOVULNCHECK) ## known vulnerabilities in the programs as the images have
 
 .PHONY: clean
 clean: ## remove what was built here; CACHE stays
-	rm -rf bin test/clients/js/node_modules
+	rm -rf bin dist test/clients/js/node_modules
 
 .PHONY: help
 help: ## this list

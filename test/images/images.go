@@ -128,6 +128,8 @@ type builder struct {
 	progress io.Writer
 	// context is the folder that the tests' own images are made of.
 	context string
+	// toolchainOf is the folder whose go.mod says which Go compiles, if not the present one.
+	toolchainOf string
 }
 
 const (
@@ -204,9 +206,8 @@ func removeOthers(dir string) error {
 	return err
 }
 
-// fillContext compiles the tests' own programs and makes the folders of the images that have
-// the machine's /usr mounted.
-func (b *builder) fillContext() error {
+// fillRoot makes the folders of the images that have the machine's /usr mounted.
+func (b *builder) fillRoot() error {
 	root := filepath.Join(b.context, "root")
 	for _, folder := range []string{"usr", "tmp", "etc", "var/tmp", "proc", "src", "goroot", "modules", "compiled"} {
 		if err := os.MkdirAll(filepath.Join(root, folder), 0o755); err != nil {
@@ -225,7 +226,12 @@ func (b *builder) fillContext() error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(b.context, "ca-certificates.crt"), certificates, 0o644); err != nil {
+	return os.WriteFile(filepath.Join(b.context, "ca-certificates.crt"), certificates, 0o644)
+}
+
+// fillContext compiles the tests' own programs, too.
+func (b *builder) fillContext() error {
+	if err := b.fillRoot(); err != nil {
 		return err
 	}
 	for _, image := range All() {
@@ -269,7 +275,9 @@ func (b *builder) volumes() ([]string, error) {
 	if output, err := download.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("downloading modules: %w: %s", err, output)
 	}
-	output, err := exec.CommandContext(b.ctx, "go", "env", "GOROOT", "GOMODCACHE", "GOCACHE").Output()
+	environment := exec.CommandContext(b.ctx, "go", "env", "GOROOT", "GOMODCACHE", "GOCACHE")
+	environment.Dir = b.toolchainOf
+	output, err := environment.Output()
 	if err != nil {
 		return nil, err
 	}

@@ -40,7 +40,7 @@ type plugin struct {
 // run is main, and returns the exit status.
 func run(ctx context.Context, arguments []string, in io.Reader, out, errOut io.Writer) int {
 	p := &plugin{kube: genericclioptions.NewConfigFlags(true).WithWarningPrinter(genericiooptions.IOStreams{In: in, Out: out, ErrOut: errOut}), out: out}
-	root := p.root()
+	root := p.root() //nolint:contextcheck // its commands get the context from ExecuteContext
 	root.SetArgs(arguments)
 	root.SetIn(in)
 	root.SetOut(out)

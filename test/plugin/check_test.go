@@ -85,10 +85,12 @@ var installations = []struct {
 		delete(hook["clientConfig"].(map[string]any), "caBundle")
 	}))},
 	{name: "caBundle of another CA", piece: "certificate-untrusted", category: "certificate", damage: func(t *testing.T, s *setup) {
+		t.Helper()
 		other, _ := authority(t, "other", time.Now().Add(time.Hour))
 		s.edit(t, object{configurations, "", "iam4kube-webhook", ""}, caBundle(other))
 	}},
 	{name: "CA that expired", piece: "ca-expired", category: "certificate", damage: func(t *testing.T, s *setup) {
+		t.Helper()
 		old, _ := authority(t, "other", time.Now().Add(-time.Minute))
 		s.edit(t, object{configurations, "", "iam4kube-webhook", ""}, caBundle(old))
 	}},
@@ -105,6 +107,7 @@ var installations = []struct {
 		o["status"] = map[string]any{"replicas": int64(2), "readyReplicas": int64(1)}
 	})},
 	{name: "two pods on one address", piece: "ambiguous-address", category: "server and its AWS identity", damage: func(t *testing.T, s *setup) {
+		t.Helper()
 		w := healthy()
 		w.create(t, s)
 		other := *w.pod.DeepCopy()
@@ -112,17 +115,20 @@ var installations = []struct {
 		s.createPod(t, &other, w.address.String())
 	}},
 	{name: "trust policy", piece: "roles-denied", category: "server and its AWS identity", warning: true, damage: func(t *testing.T, s *setup) {
+		t.Helper()
 		w := healthy()
 		w.account[role.AnnotationARN] = env.NewRole(func(r *fakests.Role) { r.Trust.Principals = nil })
 		w.create(t, s)
 	}},
 
 	{name: "DaemonSet", piece: "no-routing", category: "routing on every node", damage: func(t *testing.T, s *setup) {
+		t.Helper()
 		s.remove(t, object{daemonSets, own, "iam4kube-ip2service", ""})
 		s.remove(t, object{configurations, "", "iam4kube-webhook", ""})
 		s.remove(t, object{deployments, own, "iam4kube-webhook", ""})
 	}},
 	{name: "ip2service not on a node", piece: "not-routed", category: "routing on every node", damage: func(t *testing.T, s *setup) {
+		t.Helper()
 		s.kubelet.node(t, "worker-4", nil)
 	}},
 	{name: "ip2service not ready", piece: "not-routed", category: "routing on every node", damage: edited(object{pods, own, "iam4kube-ip2service-worker-2", "status"}, func(o map[string]any) {
@@ -137,6 +143,7 @@ var installations = []struct {
 	}))},
 	// The last: it lasts until STS gives a role again.
 	{name: "STS refuses the servers", piece: "aws-identity", category: "server and its AWS identity", damage: func(t *testing.T, s *setup) {
+		t.Helper()
 		w := healthy()
 		env.STS.SetFault(w.account[role.AnnotationARN], fakests.Fault{Effect: fakests.InvalidClientTokenID})
 		w.create(t, s)

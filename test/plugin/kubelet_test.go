@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -31,6 +32,7 @@ type kubelet struct {
 }
 
 func startKubelet(t *testing.T) *kubelet {
+	t.Helper()
 	k := &kubelet{pods: map[string]dialer{}, logs: map[string]func() string{}}
 	mux := http.NewServeMux()
 	mux.HandleFunc("/portForward/{namespace}/{name}", func(w http.ResponseWriter, r *http.Request) {
@@ -96,9 +98,7 @@ func (k *kubelet) node(t *testing.T, name string, labels map[string]string) {
 		t.Fatal(err)
 	}
 	object := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{corev1.LabelHostname: name, corev1.LabelOSStable: "linux"}}}
-	for label, value := range labels {
-		object.Labels[label] = value
-	}
+	maps.Copy(object.Labels, labels)
 	object.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "127.0.0.1"}}
 	object.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}
 	if _, err := fmt.Sscan(port, &object.Status.DaemonEndpoints.KubeletEndpoint.Port); err != nil {

@@ -239,8 +239,17 @@ func TestWhyWithRightsInOneNamespace(t *testing.T) {
 // Only what is meant to be on the command line is.
 func TestArguments(t *testing.T) {
 	for _, arguments := range [][]string{
-		{"why"}, {"why", "deployment/orders"}, {"why", "pod/"}, {"why", "pod/a/b"}, {"check", "now"}, {"check", "-o", "yaml"}, {"who"},
-		{"trust", "orders"}, {"trust", "shop/orders", "--issuer", "https://a", "--principal", "b"}, {"check", "--unknown"}, {"unknown"},
+		{"why"},
+		{"why", "deployment/orders"},
+		{"why", "pod/"},
+		{"why", "pod/a/b"},
+		{"check", "now"},
+		{"check", "-o", "yaml"},
+		{"who"},
+		{"trust", "orders"},
+		{"trust", "shop/orders", "--issuer", "https://a", "--principal", "b"},
+		{"check", "--unknown"},
+		{"unknown"},
 	} {
 		if text, status := pluginText(t, env.ControlPlane.Config(), arguments...); status != 2 || text != "" {
 			t.Errorf("%q: %d, %s", arguments, status, text)

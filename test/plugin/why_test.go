@@ -170,10 +170,12 @@ var broken = []struct {
 	says              string
 }{
 	{name: "pod has ended", piece: "pod-ended", link: "pod", after: func(t *testing.T, _ *setup, _ *workload, p *corev1.Pod) {
+		t.Helper()
 		status(t, p, func(s *corev1.PodStatus) { s.Phase = corev1.PodSucceeded })
 	}},
 	{name: "pod is on no node", piece: "pod-pending", link: "pod", with: func(_ *testing.T, w *workload) { w.pod.Spec.NodeName = "" }},
 	{name: "pod has no address", piece: "pod-pending", link: "address", after: func(t *testing.T, _ *setup, _ *workload, p *corev1.Pod) {
+		t.Helper()
 		status(t, p, func(s *corev1.PodStatus) { s.PodIP, s.PodIPs, s.Phase = "", nil, corev1.PodPending })
 	}},
 	{name: "node without ip2service", piece: "not-routed", link: "routing", with: func(_ *testing.T, w *workload) { w.pod.Spec.NodeName = "worker-3" }},
@@ -188,12 +190,15 @@ var broken = []struct {
 		w.pod.Spec.InitContainers = append([]corev1.Container{{Name: "mesh", Image: "registry.invalid/mesh:1"}}, w.pod.Spec.InitContainers...)
 	}},
 	{name: "init container failed", piece: "init-failed", link: "init container", injected: true, says: "the server saw the address", after: func(t *testing.T, _ *setup, _ *workload, p *corev1.Pod) {
+		t.Helper()
 		initStatus(t, p, corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: 113, Message: "ip2service: the server saw the address 10.0.0.1, which is none of this pod's\n"}})
 	}},
 	{name: "image cannot be pulled", piece: "init-image", link: "init container", injected: true, after: func(t *testing.T, _ *setup, _ *workload, p *corev1.Pod) {
+		t.Helper()
 		initStatus(t, p, corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "ImagePullBackOff", Message: "not found"}})
 	}},
 	{name: "init container still probes", piece: "init-running", link: "init container", injected: true, after: func(t *testing.T, _ *setup, _ *workload, p *corev1.Pod) {
+		t.Helper()
 		initStatus(t, p, corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: metav1.Now()}})
 	}},
 	{name: "host's network", piece: "node-address", link: "routing", with: func(_ *testing.T, w *workload) { w.pod.Spec.HostNetwork = true }},
@@ -204,6 +209,7 @@ var broken = []struct {
 		w.labels = map[string]string{"iam4kube.io/token": "enabled"}
 	}},
 	{name: "two pods on one address", piece: "single-pod", link: "address", after: func(t *testing.T, s *setup, w *workload, _ *corev1.Pod) {
+		t.Helper()
 		other := *w.pod.DeepCopy()
 		other.Name = "orders-1"
 		s.createPod(t, &other, w.address.String())
@@ -229,7 +235,8 @@ var broken = []struct {
 	}, after: denied},
 	{name: "STS fails", piece: "credentials", link: "STS", says: "ServiceUnavailable", with: func(_ *testing.T, w *workload) {
 		env.STS.SetFault(w.account[role.AnnotationARN], fakests.Fault{Effect: fakests.ServiceUnavailable})
-	}, after: func(t *testing.T, s *setup, w *workload, _ *corev1.Pod) {
+	}, after: func(t *testing.T, s *setup, _ *workload, _ *corev1.Pod) {
+		t.Helper()
 		for _, r := range s.servers {
 			environment.Eventually(t, within, func() error {
 				if r.Metric(t, "iam4kube_roles", "state", "unavailable") == 0 {
@@ -263,7 +270,7 @@ func denied(t *testing.T, s *setup, w *workload, _ *corev1.Pod) {
 
 // Each broken set-up is named, at its link, with what it says and where to read on, and
 // nothing before it.
-func TestWhyBroken(t *testing.T) {
+func TestWhyBroken(t *testing.T) { //nolint:tparallel // one set-up at a time, with many pods
 	s := install(t)
 	s.kubelet.node(t, "worker-3", nil)
 	for _, tc := range broken {

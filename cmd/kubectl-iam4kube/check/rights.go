@@ -31,7 +31,9 @@ func (i *installation) serverRights(ctx context.Context) finding.Finding {
 		return finding.Finding{} // told elsewhere
 	}
 	rights := []right{
-		{verb: "create", resource: "events"}, {verb: "get", path: "/openid/v1/jwks"}, {verb: "get", path: "/.well-known/openid-configuration"},
+		{verb: "create", resource: "events"},
+		{verb: "get", path: "/openid/v1/jwks"},
+		{verb: "get", path: "/.well-known/openid-configuration"},
 		{verb: "create", resource: "secrets", namespace: i.Namespace},
 		{verb: "list", resource: "secrets", namespace: i.Namespace, name: "iam4kube-token-key"},
 		{verb: "watch", resource: "secrets", namespace: i.Namespace, name: "iam4kube-token-key"},

@@ -3,7 +3,6 @@ package check
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"io"
 	"maps"
 	"net/http"
@@ -281,5 +280,5 @@ func askIssuer(ctx context.Context, url string) finding.Finding {
 	case document.Issuer != url:
 		return finding.Unpublished.Is("%s names the issuer %q", request.URL, document.Issuer)
 	}
-	return finding.Hidden("whether the issuer serves the key that signs; its document is there, %s", fmt.Sprint(request.URL))
+	return finding.Hidden("whether the issuer serves the key that signs; its document is there, %s", request.URL)
 }

@@ -56,7 +56,7 @@ type Replica struct {
 	DebugErr error
 }
 
-// ErrNoDebug: the server's flag --debug is off.
+// ErrNoDebug says that the server's flag --debug is off.
 var ErrNoDebug = &HiddenError{Why: "the servers run without --debug"}
 
 // Replicas asks all pods of the server that run at the same time, with dumps if debug.

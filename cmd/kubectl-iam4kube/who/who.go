@@ -67,7 +67,8 @@ func Names(ctx context.Context, c *cluster.Cluster, wanted, namespace string) (*
 	if len(a.Accounts) == 0 {
 		return a, nil
 	}
-	return a, a.fill(ctx, c, where)
+	err = a.fill(ctx, c, where)
+	return a, err
 }
 
 func (a *Answer) hide(what string, err error) {

@@ -2,7 +2,6 @@ package why
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -33,19 +32,24 @@ func (l *look) annotationLink(context.Context) (finding.Finding, error) {
 	if l.account == nil {
 		return finding.Hidden("the ServiceAccount was not seen"), nil
 	}
+	return l.annotated(), nil
+}
+
+// annotated is what the ServiceAccount's annotations say.
+func (l *look) annotated() finding.Finding {
 	r, err := role.FromAnnotations(l.namespaceName, l.account.Name, l.account.Annotations, role.Sessions{Duration: time.Hour})
 	subject := l.subject()
 	switch {
 	case err != nil:
 		subject.Why = err.Error()
-		return finding.Of(subject.Refused(diagnosis.BadAnnotation)), nil
+		return finding.Of(subject.Refused(diagnosis.BadAnnotation))
 	case r == nil:
 		subject.Lookalike = role.Lookalike(l.account.Annotations)
-		return finding.Of(subject.Missing(diagnosis.RoleAnnotation)), nil
+		return finding.Of(subject.Missing(diagnosis.RoleAnnotation))
 	}
 	l.role = r
 	l.chain.Role = &Role{ARN: r.ARN, SessionName: r.SessionName}
-	return finding.Good("%s, session name %s", r.ARN, r.SessionName), nil
+	return finding.Good("%s, session name %s", r.ARN, r.SessionName)
 }
 
 func (l *look) allowedLink(context.Context) (finding.Finding, error) {
@@ -78,21 +82,21 @@ func (l *look) allowedLink(context.Context) (finding.Finding, error) {
 	return finding.Good("namespaces without the annotation %s have every role", role.AnnotationAllowed), nil
 }
 
-// dumpErr is why what the servers have in memory was not seen, of one of them at least: that
-// one may differ from the others.
-func (l *look) dumpErr() error {
+// unread is why what the servers have in memory was not seen, of one of them at least: that
+// one may differ from the others. It is empty if all was.
+func (l *look) unread() (why string) {
 	if l.replicasErr != nil {
-		return l.replicasErr
+		return cluster.Reason(l.replicasErr)
 	}
 	if len(l.replicas) == 0 {
-		return errors.New("no server runs")
+		return "no server runs"
 	}
 	for _, r := range l.replicas {
 		if r.DebugErr != nil {
-			return r.DebugErr
+			return cluster.Reason(r.DebugErr)
 		}
 	}
-	return nil
+	return ""
 }
 
 // dumped are the replicas whose memory was seen.
@@ -142,8 +146,8 @@ func (l *look) stsLink(context.Context) (finding.Finding, error) {
 		}
 	}
 	l.chain.Role.Expiration = soonest
-	if err := l.dumpErr(); err != nil {
-		return finding.Hidden("what STS says to all servers, to %d it has given the role: %s", len(l.dumped()), cluster.Reason(err)), nil
+	if why := l.unread(); why != "" {
+		return finding.Hidden("what STS says to all servers, to %d it has given the role: %s", len(l.dumped()), why), nil
 	}
 	if warning.State != "" {
 		return warning, nil
@@ -156,7 +160,7 @@ func (l *look) stsByEvents() finding.Finding {
 	if f, told := l.lastEvent(); told {
 		return f
 	}
-	why := cluster.Reason(l.dumpErr())
+	why := l.unread()
 	if l.eventsErr != nil {
 		why += "; and of events: " + cluster.Reason(l.eventsErr)
 	} else {
@@ -243,8 +247,8 @@ func (l *look) handOutLink(context.Context) (finding.Finding, error) {
 			return finding.Good("the pod got credentials at %s", eventTime(e).UTC().Format(time.RFC3339)), nil
 		}
 	}
-	if err := l.dumpErr(); err != nil {
-		return finding.Hidden("whether the pod got credentials: %s", cluster.Reason(err)), nil
+	if why := l.unread(); why != "" {
+		return finding.Hidden("whether the pod got credentials: %s", why), nil
 	}
 	return finding.NotAsked.May("the credentials are there, and the pod has not asked for them"), nil
 }

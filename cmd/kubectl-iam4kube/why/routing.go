@@ -101,11 +101,17 @@ func (l *look) injectedTo(ctx context.Context, place int) (finding.Finding, erro
 		return finding.Finding{}, err
 	}
 	for _, address := range to {
-		if target, err := netip.ParseAddrPort(address); err != nil || !slices.Contains(service.Spec.ClusterIPs, target.Addr().String()) {
+		if !leadsTo(address, service) {
 			return finding.OldAddress.Is("the pod's rules lead to %s, and the Service %s/%s has %s", address, l.Namespace, cluster.Service, strings.Join(service.Spec.ClusterIPs, " and ")), nil
 		}
 	}
 	return finding.Good("injected: init container %s of image %s leads to %s", inject.ContainerName, l.injected.Image, strings.Join(to, " and ")), nil
+}
+
+// leadsTo is whether an address with a port is one of the Service's.
+func leadsTo(address string, service *corev1.Service) bool {
+	target, err := netip.ParseAddrPort(address)
+	return err == nil && slices.Contains(service.Spec.ClusterIPs, target.Addr().String())
 }
 
 // nodeWide looks at ip2service on the pod's node.
@@ -226,8 +232,8 @@ func (l *look) addressLink(context.Context) (finding.Finding, error) {
 			return f, nil
 		}
 	}
-	if err := l.dumpErr(); err != nil {
-		return finding.Hidden("whether all servers know the pod by its address %s, %d do: %s", ip, len(l.dumped()), cluster.Reason(err)), nil
+	if why := l.unread(); why != "" {
+		return finding.Hidden("whether all servers know the pod by its address %s, %d do: %s", ip, len(l.dumped()), why), nil
 	}
 	return finding.Good("%s, known to %d of %d servers", ip, len(l.replicas), len(l.replicas)), nil
 }

@@ -93,7 +93,7 @@ func (p Policy) JSON() ([]byte, error) {
 	return text.Bytes(), nil
 }
 
-// ErrNoPrincipal: a policy cannot name the caller's identity.
+// ErrNoPrincipal says that no policy can name the caller's identity.
 var ErrNoPrincipal = errors.New("want the ARN of an IAM role or user, such as arn:aws:iam::123456789012:role/iam4kube-server")
 
 // Principal is the role or user behind the ARN that GetCallerIdentity tells. A role's path

@@ -2,6 +2,7 @@ package trust
 
 import (
 	"errors"
+	"maps"
 	"strings"
 	"testing"
 	"time"
@@ -14,9 +15,7 @@ const server = "arn:aws:iam::999988887777:role/iam4kube-server"
 func orders(t *testing.T, annotations map[string]string, sessions role.Sessions) *role.Role {
 	t.Helper()
 	all := map[string]string{role.AnnotationARN: "arn:aws-cn:iam::111122223333:role/pods/orders"}
-	for key, value := range annotations {
-		all[key] = value
-	}
+	maps.Copy(all, annotations)
 	sessions.Duration = time.Hour
 	r, err := role.FromAnnotations("shop", "orders", all, sessions)
 	if err != nil {

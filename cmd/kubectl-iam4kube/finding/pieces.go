@@ -250,7 +250,7 @@ var (
 	}
 	Unpublished = Piece{
 		"issuer-unpublished", "Publish both documents below the issuer's URL: AWS reads them there.",
-		"install.md#web-identity",
+		"install.md#without-an-aws-key",
 	}
 )
 

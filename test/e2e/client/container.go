@@ -42,12 +42,15 @@ func container(ctx context.Context, client *http.Client, url string) error {
 	if err != nil {
 		return err
 	}
-	var d struct{ AccessKeyId, RoleArn string }
+	var d struct {
+		AccessKeyId string
+		RoleARN     string `json:"RoleArn"`
+	}
 	if err := json.Unmarshal([]byte(document), &d); err != nil {
 		return err
 	}
-	if role := os.Getenv("ROLE"); d.AccessKeyId == "" || !strings.HasSuffix(d.RoleArn, "/"+role) {
-		return fmt.Errorf("GET %s: %q of role %q, want %s", url, d.AccessKeyId, d.RoleArn, role)
+	if role := os.Getenv("ROLE"); d.AccessKeyId == "" || !strings.HasSuffix(d.RoleARN, "/"+role) {
+		return fmt.Errorf("GET %s: %q of role %q, want %s", url, d.AccessKeyId, d.RoleARN, role)
 	}
 	return nil
 }

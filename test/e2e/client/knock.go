@@ -54,11 +54,13 @@ func knock(ctx context.Context, address string) {
 	defer running.Wait()
 	ticker := time.NewTicker(knockEvery)
 	defer ticker.Stop()
+	// What ctx would cut goes on.
+	begun := context.WithoutCancel(ctx)
 	for ctx.Err() == nil {
 		now := &knocks{report: Knocks{Second: time.Now().Unix(), HTTP: map[string]int{}, Others: map[string]int{}}}
 		for i := range int(time.Second / knockEvery) {
 			<-ticker.C
-			now.Go(func() { now.http(address) })
+			now.Go(func() { now.http(begun, address) })
 			if i%int(othersEvery/knockEvery) == 0 {
 				for _, way := range others {
 					now.Go(func() { now.other(way.network, address+way.port) })
@@ -79,10 +81,10 @@ type knocks struct {
 	report Knocks
 }
 
-func (k *knocks) http(address string) {
+func (k *knocks) http(ctx context.Context, address string) {
 	start := time.Now()
 	outcome := func() string {
-		response, err := knockOnce(address)
+		response, err := knockOnce(ctx, address)
 		if err != nil {
 			return failure(err)
 		}
@@ -105,12 +107,12 @@ func (k *knocks) http(address string) {
 }
 
 // knockOnce asks for the role, or with the token where container credentials are.
-func knockOnce(address string) (*http.Response, error) {
+func knockOnce(ctx context.Context, address string) (*http.Response, error) {
 	client := &http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true}}
-	if address == metadata {
-		return client.Get(roles)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, roles, http.NoBody)
+	if address != metadata {
+		request, err = containerRequest(ctx, "http://"+address+"/v1/credentials")
 	}
-	request, err := containerRequest(context.Background(), "http://"+address+"/v1/credentials")
 	if err != nil {
 		return nil, err
 	}

@@ -138,7 +138,7 @@ func sigkill(t *testing.T, l *load) {
 		}
 		settled(t)
 	})
-	if late := r.afterwards(t, killed, gone); late[nodeWide]+late[inPod] > 0 {
+	if late := r.afterwards(t, killed, gone); len(late) > 0 {
 		t.Errorf("failed although the endpoint was gone: %v", late)
 	}
 }
@@ -212,12 +212,14 @@ func (r *report) wantOnlyRemembered(t *testing.T, failed, gone time.Time, endpoi
 	t.Helper()
 	late := r.afterwards(t, failed, gone)
 	for _, f := range r.failures {
-		if f.pod.way == nodeWide && f.Kind == "kept" && f.At.After(gone.Add(slack)) {
-			late[nodeWide]--
+		if f.pod.way != inPod && f.Kind == "kept" && f.At.After(gone.Add(slack)) {
+			late[f.pod.way]--
 		}
 	}
-	if late[nodeWide] > 0 {
-		t.Errorf("%d node-wide requests failed although the endpoint was gone", late[nodeWide])
+	for _, way := range loaded {
+		if way != inPod && late[way] > 0 {
+			t.Errorf("%d %s requests failed although the endpoint was gone", late[way], way)
+		}
 	}
 	remembered := 0
 	for _, node := range []string{"worker-1", "worker-2"} {

@@ -81,6 +81,9 @@ func TestBytesPass(t *testing.T) {
 		"no Host and a body": {
 			"PUT / HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc" + token, "PUT / HTTP/1.1\r\nContent-Length: 3\r\nHost: \r\n\r\nabc" + token,
 		},
+		"no Host behind a body": {
+			"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabcGET / HTTP/1.1\r\n\r\n", "PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabcGET / HTTP/1.1\r\nHost: \r\n\r\n",
+		},
 		"no Host twice": {"GET /1 HTTP/1.1\r\n\r\nGET /2 HTTP/1.1\r\n\r\n", "GET /1 HTTP/1.1\r\nHost: \r\n\r\nGET /2 HTTP/1.1\r\nHost: \r\n\r\n"},
 		"HTTP/1.0":      {"GET / HTTP/1.0\r\n\r\n", "GET / HTTP/1.0\r\n\r\n"},
 		"HTTP/2":        {"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"},

@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -39,6 +40,9 @@ const (
 
 // DataPath is the flag --data-path of those that are started; empty: left out.
 var DataPath string
+
+// Through is a command that runs those that are started, setpriv for example; empty: none does.
+var Through []string
 
 // Cluster is an API server with what ip2service needs there.
 type Cluster struct {
@@ -228,7 +232,8 @@ func launch(t testing.TB, race bool, flags []string) *IP2Service {
 		flags = append([]string{"--data-path", DataPath}, flags...)
 	}
 	i := &IP2Service{done: make(chan struct{})}
-	command := exec.Command(path, append([]string{"--aux-listen-on", "127.0.0.1:0", "--log-level", "debug"}, flags...)...)
+	whole := slices.Concat(Through, []string{path, "--aux-listen-on", "127.0.0.1:0", "--log-level", "debug"}, flags)
+	command := exec.Command(whole[0], whole[1:]...)
 	command.Stderr = &i.Logs
 	command.Env = environment.Environ()
 	command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}

@@ -24,7 +24,7 @@ type place struct {
 }
 
 // errNoPods is a process that is in no pod.
-const errNoPods = refusal("no cgroup of pods was found above that of this process: the node needs cgroup v2 (a kernel that has cgroup v1 as well will do), the container the host's hierarchy (hostPath /sys/fs/cgroup, read-only), and the pod a kubelet that has cgroups for pods (--cgroups-per-qos)")
+const errNoPods = refusalError("no cgroup of pods was found above that of this process: the node needs cgroup v2 (a kernel that has cgroup v1 as well will do), the container the host's hierarchy (hostPath /sys/fs/cgroup, read-only), and the pod a kubelet that has cgroups for pods (--cgroups-per-qos)")
 
 // findPods looks for the cgroup kubepods that this process is below. The kubelet's driver
 // systemd calls it kubepods.slice, or with a cgroup root of its own, as kind has it, for

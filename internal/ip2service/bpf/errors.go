@@ -12,32 +12,32 @@ import (
 	"github.com/iam4kube/iam4kube/internal/ip2service/routes"
 )
 
-// refusal is why this data path cannot be had here, and what to do.
-type refusal string
+// refusalError is why this data path cannot be had here, and what to do.
+type refusalError string
 
 // Error implements error.
-func (e refusal) Error() string { return string(e) }
+func (e refusalError) Error() string { return string(e) }
 
 // Unwrap lets errors.Is find the reason.
-func (refusal) Unwrap() error { return routes.ErrUnsupported }
+func (refusalError) Unwrap() error { return routes.ErrUnsupported }
 
-// denied is a right that is missing.
-type denied string
+// deniedError is a right that is missing.
+type deniedError string
 
 // Error implements error.
-func (e denied) Error() string { return string(e) }
+func (e deniedError) Error() string { return string(e) }
 
 // Unwrap lets errors.Is find the reason.
-func (denied) Unwrap() error { return routes.ErrPermission }
+func (deniedError) Unwrap() error { return routes.ErrPermission }
 
 const (
-	errPermission = denied("the capabilities BPF and NET_ADMIN are needed, and the user root, whom the folder of the pins belongs to: the container needs securityContext.runAsUser 0 and capabilities.add [BPF, NET_ADMIN], and where SELinux is enforced a type that may use BPF, such as spc_t")
-	errMissing    = refusal("the kernel lacks a part of eBPF: Linux 5.10 or newer is needed, with CONFIG_CGROUP_BPF")
+	errPermission = deniedError("the capabilities BPF and NET_ADMIN are needed, and the user root, whom the folder of the pins belongs to: the container needs securityContext.runAsUser 0 and capabilities.add [BPF, NET_ADMIN], and where SELinux is enforced a type that may use BPF, such as spc_t")
+	errMissing    = refusalError("the kernel lacks a part of eBPF: Linux 5.10 or newer is needed, with CONFIG_CGROUP_BPF")
 )
 
 // explain says what to do about an error of the kernel.
 func explain(what string, err error) error {
-	var refused refusal
+	var refused refusalError
 	var reason error
 	switch {
 	case err == nil:

@@ -92,7 +92,7 @@ func (k *Kernel) judge(s state) (p Programs, err error) {
 		if slices.ContainsFunc(running, func(a link.AttachedProgram) bool { return a.ID == have.ID }) {
 			p.Effective++
 		} else {
-			return p, refusal(fmt.Sprintf("the program %s is attached and the kernel does not run it for pods: another one, of a cgroup between %s and this process, is exclusive", name, k.at.pods))
+			return p, refusalError(fmt.Sprintf("the program %s is attached and the kernel does not run it for pods: another one, of a cgroup between %s and this process, is exclusive", name, k.at.pods))
 		}
 		if err := k.exclusive(at); err != nil {
 			return p, err
@@ -126,7 +126,7 @@ func (k *Kernel) exclusive(at ebpf.AttachType) error {
 			return err
 		}
 		if count > 0 && flags&unix.BPF_F_ALLOW_MULTI == 0 {
-			return refusal(fmt.Sprintf("a program of the kind %s is attached to the cgroup %s so that no other one may be (bpftool cgroup tree): ours would take its place for all pods; have it attached with BPF_F_ALLOW_MULTI or by a link, as newer versions of network plugins do, or use --data-path nftables", kind(at), cgroup))
+			return refusalError(fmt.Sprintf("a program of the kind %s is attached to the cgroup %s so that no other one may be (bpftool cgroup tree): ours would take its place for all pods; have it attached with BPF_F_ALLOW_MULTI or by a link, as newer versions of network plugins do, or use --data-path nftables", kind(at), cgroup))
 		}
 		if cgroup == k.at.root {
 			return nil
@@ -151,7 +151,7 @@ func attachFlags(cgroup string, at ebpf.AttachType) (count, flags uint32, err er
 		count                                       uint32
 		_                                           [100]byte
 	}{target: uint32(folder.Fd()), attachType: uint32(at)}
-	_, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_QUERY, uintptr(unsafe.Pointer(&query)), unsafe.Sizeof(query))
+	_, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_QUERY, uintptr(unsafe.Pointer(&query)), unsafe.Sizeof(query)) //nolint:gosec // as the library does, which leaves the flags out
 	runtime.KeepAlive(&query)
 	if errno != 0 {
 		return 0, 0, errno

@@ -175,7 +175,7 @@ func (w writer) address(connect, fieldsOf6 bool) asm.Instructions {
 		if connect {
 			w.lead(p, family, fieldsOf6, offset)
 		}
-		w.refusal(p, family)
+		w.refusalError(p, family)
 	}
 	p.at("pass")
 	p.end(1)
@@ -230,7 +230,7 @@ func (w writer) lead(p *program, family routes.Family, fieldsOf6 bool, offset in
 }
 
 // refusal makes the call fail.
-func (w writer) refusal(p *program, family routes.Family) {
+func (w writer) refusalError(p *program, family routes.Family) {
 	p.at("refuse-" + string(family))
 	p.count(counter(family, true), "counted-refused-"+string(family))
 	if w.refuse {

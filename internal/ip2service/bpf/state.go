@@ -125,14 +125,14 @@ func (k *Kernel) write(s state) error {
 // checkFolder makes the folder for the pins.
 func checkFolder(dir string) error {
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
-		return fmt.Errorf("%w: %w", refusal(fmt.Sprintf("the folder %s of a BPF file system cannot be made: mount one (mount -t bpf bpf /sys/fs/bpf), or give the container the host's (hostPath /sys/fs/bpf/iam4kube, DirectoryOrCreate) and name it in --bpf-dir", dir)), err)
+		return fmt.Errorf("%w: %w", refusalError(fmt.Sprintf("the folder %s of a BPF file system cannot be made: mount one (mount -t bpf bpf /sys/fs/bpf), or give the container the host's (hostPath /sys/fs/bpf/iam4kube, DirectoryOrCreate) and name it in --bpf-dir", dir)), err)
 	}
 	var stat unix.Statfs_t
 	if err := unix.Statfs(dir, &stat); err != nil {
 		return fmt.Errorf("%s: %w", dir, err)
 	}
 	if uint32(stat.Type) != unix.BPF_FS_MAGIC {
-		return refusal(dir + " is not in a BPF file system, so programs could not outlive this process: mount one (mount -t bpf bpf /sys/fs/bpf), or name the folder of one in --bpf-dir")
+		return refusalError(dir + " is not in a BPF file system, so programs could not outlive this process: mount one (mount -t bpf bpf /sys/fs/bpf), or name the folder of one in --bpf-dir")
 	}
 	return nil
 }

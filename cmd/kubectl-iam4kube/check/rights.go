@@ -38,6 +38,10 @@ func (i *installation) serverRights(ctx context.Context) finding.Finding {
 		{verb: "list", resource: "secrets", namespace: i.Namespace, name: "iam4kube-token-key"},
 		{verb: "watch", resource: "secrets", namespace: i.Namespace, name: "iam4kube-token-key"},
 	}
+	if i.server != nil && cluster.WebIdentity(cluster.Flags(i.server.Spec.Template.Spec)) { // of the component web-identity
+		rights = append(rights, right{verb: "list", resource: "secrets", namespace: i.Namespace, name: "iam4kube-issuer-key"},
+			right{verb: "watch", resource: "secrets", namespace: i.Namespace, name: "iam4kube-issuer-key"})
+	}
 	for _, resource := range []string{"pods", "serviceaccounts", "nodes", "namespaces"} {
 		rights = append(rights, right{verb: "list", resource: resource}, right{verb: "watch", resource: resource})
 	}

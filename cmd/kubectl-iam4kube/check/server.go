@@ -232,7 +232,7 @@ func (i *installation) issuer(ctx context.Context) finding.Finding {
 		return finding.Finding{}
 	}
 	flags := cluster.Flags(i.server.Spec.Template.Spec)
-	if cluster.Value(flags, "sts-operation") != "AssumeRoleWithWebIdentity" {
+	if !cluster.WebIdentity(flags) {
 		return finding.Finding{}
 	}
 	f := i.each("whether the issuer serves the key that signs", func(r cluster.Replica) finding.Finding {

@@ -121,6 +121,11 @@ func Value(flags map[string][]string, name string) string {
 	return values[len(values)-1]
 }
 
+// WebIdentity is whether a server with these flags has no AWS credentials, but signs tokens.
+func WebIdentity(flags map[string][]string) bool {
+	return Value(flags, "sts-operation") == "AssumeRoleWithWebIdentity"
+}
+
 // Ready reports whether the kubelet says that the pod is.
 func Ready(pod *corev1.Pod) bool {
 	for _, condition := range pod.Status.Conditions {

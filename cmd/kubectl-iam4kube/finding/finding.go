@@ -91,7 +91,7 @@ var reasonPieces = map[diagnosis.Reason]string{
 	diagnosis.TokenMissing:           string(diagnosis.TokenRequired),
 	diagnosis.RoleNotAllowed:         string(diagnosis.NotAllowed),
 	diagnosis.HostNetwork:            string(diagnosis.NodeAddress),
-	diagnosis.IssuerUnpublished:      Unpublished.Name,
+	diagnosis.IssuerUnpublished:      Unpublished.Name, // on the server's own pods
 }
 
 // Worst is the state of them all: Broken before Unseen before Warning before OK.

@@ -47,7 +47,7 @@ func Policy(ctx context.Context, c *cluster.Cluster, namespace, name string, giv
 		return policy, "", fmt.Errorf("ServiceAccount %s/%s has no annotation %s", namespace, name, role.AnnotationARN)
 	}
 	issuer := given.Issuer
-	if issuer == "" && given.Principal == "" && cluster.Value(flags, "sts-operation") == "AssumeRoleWithWebIdentity" {
+	if issuer == "" && given.Principal == "" && cluster.WebIdentity(flags) {
 		issuer = cluster.Value(flags, "issuer")
 	}
 	if issuer != "" {

@@ -37,7 +37,11 @@ func (l *look) annotationLink(context.Context) (finding.Finding, error) {
 
 // annotated is what the ServiceAccount's annotations say.
 func (l *look) annotated() finding.Finding {
-	r, err := role.FromAnnotations(l.namespaceName, l.account.Name, l.account.Annotations, role.Sessions{Duration: time.Hour})
+	sessions := role.Sessions{Duration: time.Hour}
+	if len(l.replicas) > 0 {
+		sessions.WebIdentity = cluster.WebIdentity(cluster.Flags(l.replicas[0].Pod.Spec))
+	}
+	r, err := role.FromAnnotations(l.namespaceName, l.account.Name, l.account.Annotations, sessions)
 	subject := l.subject()
 	switch {
 	case err != nil:

@@ -165,6 +165,19 @@ func TestEvents(t *testing.T) {
 	}
 }
 
+// An external ID means nothing to servers without AWS credentials, which refuse it.
+func TestExternalIDWithoutAWSCredentials(t *testing.T) {
+	for flag, want := range map[string]finding.State{"--sts-operation=AssumeRoleWithWebIdentity": finding.Broken, "--sts-operation=AssumeRole": finding.OK} {
+		r := server("a", "valid")
+		r.Pod.Spec.Containers = []corev1.Container{{Args: []string{flag}}}
+		l := seen(r)
+		l.account = &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "orders", Annotations: map[string]string{role.AnnotationARN: arn, role.AnnotationExternalID: "7Qx"}}}
+		if f, err := l.annotationLink(t.Context()); err != nil || f.State != want {
+			t.Errorf("%s: %+v, %v", flag, f, err)
+		}
+	}
+}
+
 // By default, roles are what the servers' flag says, and it has to be seen.
 func TestAllowedByDefault(t *testing.T) {
 	for flag, want := range map[string]finding.State{"--roles-by-default=deny": finding.Broken, "--roles-by-default=allow": finding.OK, "--drain=1s": finding.OK} {

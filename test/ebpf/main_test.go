@@ -68,6 +68,10 @@ func newRig(t testing.TB) *rig {
 	r.other = ends("10.244.1.4:8080")[0]
 	r.endpoints = ends("10.244.1.2:8080", "10.244.1.3:8080", "[fd00:10:244:1::2]:8080", "[fd00:10:244:1::3]:8080")
 	t.Cleanup(func() {
+		if leaks := r.far.TakeLeaks(t); leaks != 0 {
+			t.Errorf("%d packets leaked", leaks)
+		}
+		defer r.far.TakeLeaks(t) // what connections that the rules led still send without them
 		if _, err := r.kernel.Remove(); err != nil {
 			t.Error(err)
 		}

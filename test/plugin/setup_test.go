@@ -21,6 +21,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -256,6 +257,11 @@ func (s *setup) createPod(t *testing.T, p *corev1.Pod, address string) *corev1.P
 func (s *setup) addServer(t *testing.T, name, address string, flags ...string) {
 	t.Helper()
 	r := &server{ns: netns.AddPod(t, address)}
+	t.Cleanup(func() { // after the server has ended, with another status then
+		if _, report, found := strings.Cut(r.Logs.String(), "WARNING: DATA RACE"); found {
+			t.Log("the server's race detector:", report[:min(len(report), 5000)])
+		}
+	})
 	r.Server, _ = env.StartInPod(t, r.ns, append([]string{"--debug", "--listen-on", ":8080", "--aux-listen-on", ":9090", "--drain", "0s", "--namespace", own}, flags...)...)
 	deployment := s.deployment(t)
 	for i := range deployment.Spec.Template.Spec.Containers {

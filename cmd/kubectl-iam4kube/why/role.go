@@ -77,7 +77,7 @@ func (l *look) allowedLink(context.Context) (finding.Finding, error) {
 		return finding.Good("the namespace's annotation %s has the role", role.AnnotationAllowed), nil
 	}
 	switch {
-	case l.replicasErr != nil || len(l.replicas) == 0:
+	case len(l.replicas) == 0:
 		return finding.Hidden("whether a namespace without the annotation %s has every role, which --roles-by-default of the servers says", role.AnnotationAllowed), nil
 	case cluster.Value(cluster.Flags(l.replicas[0].Pod.Spec), "roles-by-default") == "deny":
 		subject.Why = fmt.Sprintf("it has no annotation %s, and the servers run with --roles-by-default deny", role.AnnotationAllowed)

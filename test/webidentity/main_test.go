@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -46,11 +47,20 @@ func allow(t *testing.T) {
 // issue runs `server issuer` with an admin's rights, and returns what it prints.
 func issue(t *testing.T, url string, arguments ...string) (documents, said string, err error) {
 	t.Helper()
+	return issueTrusting(t, "", url, arguments...)
+}
+
+// issueTrusting is issue where the URL is read, by certificates of this authority.
+func issueTrusting(t *testing.T, caFile, url string, arguments ...string) (documents, said string, err error) {
+	t.Helper()
 	kubeconfig := env.Kubeconfig(t, env.ControlPlane.Config())
 	command := exec.Command(environment.Program(t), append([]string{"issuer"}, append(arguments, "--issuer", url, "--kubeconfig", kubeconfig)...)...)
 	var stdout, stderr bytes.Buffer
 	command.Stdout, command.Stderr = &stdout, &stderr
 	command.Env = environment.Environ()
+	if caFile != "" {
+		command.Env = append(command.Env, "SSL_CERT_FILE="+caFile)
+	}
 	err = command.Run()
 	for _, text := range []string{stdout.String(), stderr.String()} {
 		if strings.Contains(text, "PRIVATE KEY") || strings.Contains(text, `"d":`) {
@@ -192,6 +202,16 @@ func (w workload) session(t *testing.T, s *environment.Server) fakests.Issued {
 	return issued
 }
 
+// denial is the text by which the pod's credentials are refused.
+func (w workload) denial(t *testing.T, s *environment.Server) string {
+	t.Helper()
+	status, body := s.Get(t, w.from, "/v1/credentials")
+	if status != http.StatusForbidden {
+		t.Errorf("%d %s", status, body)
+	}
+	return body
+}
+
 func mustSay(t *testing.T, text string, parts ...string) {
 	t.Helper()
 	if secret := env.Leak(text); secret != "" {
@@ -230,4 +250,12 @@ func attempts(arns ...string) (of []fakests.Attempt) {
 		}
 	}
 	return of
+}
+
+func outcomes(all []fakests.Attempt) string {
+	count := map[string]int{}
+	for _, a := range all {
+		count[a.Outcome]++
+	}
+	return fmt.Sprint(count)
 }

@@ -23,6 +23,76 @@ import (
 	"github.com/iam4kube/iam4kube/test/fakests"
 )
 
+// Pods get the roles that trust their ServiceAccount, and no others, from a server that has no
+// AWS credentials and looks for none.
+func TestRolesByToken(t *testing.T) {
+	i := newIssuer(t)
+	publish(t, i)
+	namespace := newNamespace(t, "by-token")
+	const policy = "arn:aws:iam::aws:policy/ReadOnlyAccess"
+	other := func(claim, value string) func(*fakests.Role) {
+		return func(r *fakests.Role) {
+			r.Trust.StringEquals[strings.TrimPrefix(i.URL, "https://")+":"+claim] = []string{value}
+		}
+	}
+	tagged := mustCreate(t, i, namespace, "tagged", func(r *fakests.Role) {
+		r.Trust.TagSession, r.Trust.SetSourceIdentity = true, true
+		r.Trust.RequestTags = map[string]string{"kubernetes-namespace": namespace, "kubernetes-cluster": "east-1"}
+	}, role.AnnotationDuration, "43200", role.AnnotationPolicyARNs, policy)
+	untagged := mustCreate(t, i, namespace, "untagged", nil)
+	s := start(t, i, "--session-tags", "--cluster", "east-1", "--source-identity")
+	s.WaitReady(t)
+
+	// Everything that a session can have, for twelve hours, which no chain of roles allows.
+	got := tagged.session(t, s)
+	provider := "arn:aws:iam::" + environment.Account + ":oidc-provider/" + strings.TrimPrefix(i.URL, "https://")
+	wantTags := []fakests.Tag{{Key: "kubernetes-cluster", Value: "east-1"}, {Key: "kubernetes-namespace", Value: namespace}, {Key: "kubernetes-service-account", Value: "tagged"}}
+	if got.CallerARN != provider+":system:serviceaccount:"+namespace+":tagged" || got.SessionName != namespace+"@tagged" || got.SourceIdentity != got.SessionName ||
+		!slices.Equal(got.Tags, wantTags) || len(got.Transitive) != 3 || !slices.Equal(got.PolicyARNs, []string{policy}) || time.Until(got.Expiration) < 11*time.Hour {
+		t.Errorf("%+v", got)
+	}
+	for _, a := range attempts(tagged.arn) {
+		if a.Action != "AssumeRoleWithWebIdentity" || a.AccessKeyID != "" || a.Outcome != fakests.OutcomeSuccess {
+			t.Errorf("%+v", a)
+		}
+	}
+	mustSay(t, untagged.denial(t, s), "Not authorized to perform sts:AssumeRoleWithWebIdentity", "sts:TagSession", "sts:SetSourceIdentity")
+
+	plain := start(t, i)
+	plain.WaitReady(t)
+	for name, tc := range map[string]struct {
+		change func(*fakests.Role)
+		says   []string
+	}{
+		"wrong-sub": {other("sub", "system:serviceaccount:"+namespace+":another"), []string{"Not authorized", ":sub system:serviceaccount:" + namespace + ":wrong-sub"}},
+		"wrong-aud": {other("aud", "sts.example.com"), []string{"Not authorized", ":aud sts.amazonaws.com"}},
+	} {
+		w := mustCreate(t, i, namespace, name, tc.change)
+		mustSay(t, w.denial(t, plain), tc.says...)
+	}
+	w := mustCreate(t, i, namespace, "plain", nil)
+	if got := w.session(t, plain); got.Tags != nil || got.SourceIdentity != "" {
+		t.Errorf("%+v", got)
+	}
+
+	// What is wrong with one account's provider is a matter of its roles.
+	env.STS.AddOIDCProvider(fakests.OIDCProvider{Account: environment.Account, URL: i.URL, ClientIDs: []string{"sts.example.com"}})
+	w = mustCreate(t, i, namespace, "wrong-audience", nil)
+	mustSay(t, w.denial(t, plain), "Incorrect token audience", "account "+environment.Account)
+	env.STS.RemoveOIDCProvider(environment.Account, i.URL)
+	w = mustCreate(t, i, namespace, "no-provider", nil)
+	mustSay(t, w.denial(t, plain), "No OpenIDConnect provider found", "account "+environment.Account, i.URL)
+	if refused := plain.Metric(t, "iam4kube_sts_identity_refused"); refused != 0 {
+		t.Errorf("the server's identity counts as refused: %v", refused)
+	}
+	environment.Eventually(t, time.Minute, func() error { // nothing waits for the check
+		if plain.Metric(t, "iam4kube_issuer_check", "outcome", "published") != 1 {
+			return errors.New("the URL is not taken for published")
+		}
+		return nil
+	})
+}
+
 // An annotation that asks for an external ID is a wrong one, and STS is not asked.
 func TestExternalIDIsRefused(t *testing.T) {
 	i := newIssuer(t)

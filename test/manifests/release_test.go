@@ -37,6 +37,7 @@ var releases = []string{
 // other and back, and uninstalls it: Namespace, Service and quota stay as they were all the time.
 // (What a chart makes of values does not depend on those before.)
 func TestReleases(t *testing.T) {
+	t.Parallel()
 	for _, program := range helms(t) {
 		t.Run(filepath.Base(program), func(t *testing.T) {
 			t.Parallel()
@@ -73,7 +74,7 @@ func release(t *testing.T, program string) {
 	if after := kept(t, cluster); after != before {
 		t.Errorf("uninstalled: %s, before %s", after, before)
 	}
-	if left := kinds(t); len(left) != 3 {
+	if left := kinds(); len(left) != 3 {
 		t.Errorf("uninstalled, and there is still %q", left)
 	}
 	// As for the clean-up, with what has stayed.
@@ -85,6 +86,7 @@ func release(t *testing.T, program string) {
 
 // TestReleasesTakeOver: from `kubectl apply -k` to the chart, as install.md says.
 func TestReleasesTakeOver(t *testing.T) {
+	t.Parallel()
 	bin, err := controlplane.Build(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -139,7 +141,7 @@ func kept(t *testing.T, cluster *controlplane.ControlPlane) string {
 }
 
 // newCluster is an API server with cert-manager's definitions. left has what is there of the release.
-func newCluster(t *testing.T) (cluster *controlplane.ControlPlane, left func(*testing.T) []string) {
+func newCluster(t *testing.T) (cluster *controlplane.ControlPlane, left func() []string) {
 	t.Helper()
 	cluster, err := controlplane.Start(t.Context(), controlplane.Options{})
 	if err != nil {
@@ -165,7 +167,7 @@ func newCluster(t *testing.T) (cluster *controlplane.ControlPlane, left func(*te
 		_, issuer := kinds.RESTMapping(schema.GroupKind{Group: "cert-manager.io", Kind: "Issuer"}, "v1")
 		return errors.Join(certificate, issuer)
 	})
-	return cluster, func(t *testing.T) []string { return ofRelease(t, cluster, kinds) }
+	return cluster, func() []string { return ofRelease(t, cluster, kinds) }
 }
 
 // ofRelease lists the objects that Helm has labelled, of the kinds that the chart has.

@@ -98,12 +98,13 @@ func (r *release) chart() (err error) {
 	if err != nil {
 		return err
 	}
-	digests := "digests:"
+	var digests strings.Builder
+	digests.WriteString("digests:")
 	for _, name := range programs {
-		digests += fmt.Sprintf("\n    %s: %s", name, r.digests[name])
+		fmt.Fprintf(&digests, "\n    %s: %s", name, r.digests[name])
 	}
 	text := string(values)
-	for line, with := range map[string]string{"registry: registry.invalid/iam4kube": "registry: " + r.Registry, "digests: {}": digests} {
+	for line, with := range map[string]string{"registry: registry.invalid/iam4kube": "registry: " + r.Registry, "digests: {}": digests.String()} {
 		found := regexp.MustCompile(`(?m)^  ` + regexp.QuoteMeta(line) + `$`)
 		if len(found.FindAllString(text, -1)) != 1 {
 			return fmt.Errorf("values.yaml of the chart does not have the line %q once", line)

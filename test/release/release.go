@@ -36,7 +36,7 @@ type Options struct {
 // programs are the images of a release by their targets, which are their names, too.
 var programs = []string{"server", "webhook", "ip2service", "ip2service-init"}
 
-var version = regexp.MustCompile(`^v[0-9]+\.[0-9]+\.[0-9]+(-[0-9A-Za-z.-]+)?$`)
+var version = regexp.MustCompile(`^v\d+\.\d+\.\d+(-[0-9A-Za-z.-]+)?$`)
 
 // Make makes the release in dir, a folder that is not there yet.
 func Make(ctx context.Context, o Options, dir string, progress io.Writer) error {

@@ -96,10 +96,18 @@ func (c *Cache) Run(ctx context.Context) error {
 func (c *Cache) take(now time.Time) *entry {
 	c.planning.Lock()
 	defer c.planning.Unlock()
-	due, _ := c.due(now)
-	chosen := c.choose(due)
-	if chosen < 0 {
-		return nil
+	var e *entry
+	var due [classes]*entry
+	var chosen class
+	for e == nil {
+		due, _ = c.due(now)
+		if chosen = c.choose(due); chosen < 0 {
+			return nil
+		}
+		// Not due's, before which another may have come while that was put together. None is
+		// left where somebody came to wait for it, or went, in this moment: then it was filed
+		// elsewhere.
+		e = c.firstOf(&c.plan.due[chosen], now)
 	}
 	for class, e := range due {
 		if e != nil {
@@ -108,8 +116,6 @@ func (c *Cache) take(now time.Time) *entry {
 	}
 	c.passedOver[chosen] = 0
 	c.turn++
-	// Not due's, before which another may have come while that was put together.
-	e := c.firstOf(&c.plan.due[chosen], now)
 	e.inFlight = true
 	e.namespace.served[chosen] = c.turn
 	e.planned &^= 1 << chosen

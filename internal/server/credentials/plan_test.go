@@ -3,6 +3,7 @@ package credentials
 import (
 	"context"
 	"fmt"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -71,6 +72,41 @@ func TestUrgencyIsNoticed(t *testing.T) {
 	c.plan.rest = now
 	if e := c.take(now.Add(20 * time.Second)); e.role.ServiceAccount != "urgent" {
 		t.Errorf("%s comes first", e.role.ServiceAccount)
+	}
+}
+
+// Whoever waits may come and go at any moment, and with them a role changes its class.
+func TestWaitersComeAndGoWhilePlacesAreTaken(t *testing.T) {
+	const places = 20_000
+	c := newCache(issue)
+	r := roleOf("plan", "app")
+	c.Want(r)
+	ctx, stop := context.WithCancel(t.Context())
+	var visitors sync.WaitGroup
+	defer visitors.Wait()
+	defer stop()
+	for i := range 2 {
+		visitors.Go(func() {
+			for ctx.Err() == nil {
+				w, err := c.hub.Join(i, "plan")
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				w.Watch(r)
+				w.Leave()
+			}
+		})
+	}
+	for range places {
+		e := c.take(time.Now())
+		if e == nil {
+			t.Fatal("nothing is due")
+		}
+		c.planning.Lock()
+		e.inFlight = false
+		c.file(e, time.Now())
+		c.planning.Unlock()
 	}
 }
 

@@ -48,6 +48,8 @@ type Timeouts struct {
 }
 
 func newHeaderConn(c *conn, timeouts Timeouts) *headerConn {
+	c.mu.Lock() // the listener sweeps it already
+	defer c.mu.Unlock()
 	c.header = c.listener.now() + HeaderTimeout
 	return &headerConn{conn: c, timeouts: timeouts}
 }

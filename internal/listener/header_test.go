@@ -156,9 +156,11 @@ func TestTimeouts(t *testing.T) {
 	timeouts := Timeouts{Idle: time.Minute, Answer: 20 * time.Second}
 	for name, test := range map[string]func(*testing.T, *headerConn, net.Conn){
 		"nothing comes": func(t *testing.T, c *headerConn, _ net.Conn) {
+			t.Helper()
 			within(t, "the first byte", HeaderTimeout, func() error { return readAll(c, time.Hour) })
 		},
 		"half a header": func(t *testing.T, c *headerConn, theirs net.Conn) {
+			t.Helper()
 			go func() {
 				time.Sleep(2 * time.Second) //nolint:forbidigo // the bubble's clock
 				write(t, theirs, "GET")
@@ -169,6 +171,7 @@ func TestTimeouts(t *testing.T) {
 			within(t, "the end of a header", 2*time.Second+HeaderTimeout, func() error { return readAll(c, time.Hour) })
 		},
 		"idle, and half a header then": func(t *testing.T, c *headerConn, theirs net.Conn) {
+			t.Helper()
 			go write(t, theirs, request)
 			read(t, c, request)
 			_ = c.SetWriteDeadline(time.Time{})
@@ -179,23 +182,27 @@ func TestTimeouts(t *testing.T) {
 			within(t, "the end of a header", 50*time.Second+HeaderTimeout, func() error { return readAll(c, 0) })
 		},
 		"idle": func(t *testing.T, c *headerConn, theirs net.Conn) {
+			t.Helper()
 			go write(t, theirs, request)
 			read(t, c, request)
 			_ = c.SetWriteDeadline(time.Time{})
 			within(t, "the next request", timeouts.Idle, func() error { return readAll(c, 0) })
 		},
 		"an answer that nobody takes": func(t *testing.T, c *headerConn, theirs net.Conn) {
+			t.Helper()
 			go write(t, theirs, request)
 			read(t, c, request)
 			within(t, "the answer", timeouts.Answer, func() error { _, err := c.Write([]byte("answer")); return err })
 		},
 		"an answer to a request that came early": func(t *testing.T, c *headerConn, theirs net.Conn) {
+			t.Helper()
 			go write(t, theirs, request+request)
 			read(t, c, request+request)
 			_ = c.SetWriteDeadline(time.Time{})
 			within(t, "the second answer", timeouts.Answer, func() error { _, err := c.Write([]byte("answer")); return err })
 		},
 		"a request that waits": func(t *testing.T, c *headerConn, theirs net.Conn) {
+			t.Helper()
 			go write(t, theirs, request)
 			read(t, c, request)
 			within(t, "the reader's deadline", time.Hour, func() error { return readAll(c, time.Hour) })

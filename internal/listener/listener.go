@@ -102,7 +102,7 @@ func (l *Listener) accept() (*conn, error) {
 		}
 		c := newConn(accepted, l)
 		c.source = sourceOf(accepted)
-		reason := Refusal("")
+		var reason Refusal
 		if c.held, reason = l.shares.take(c.source, 1); reason == "" {
 			l.keep(c)
 			return c, nil

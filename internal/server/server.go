@@ -164,17 +164,23 @@ func (s *server) build(ctx context.Context) error {
 		kube.Follow(s.watches, s.tokens.Resource()),
 		s.watches.Run, s.peers.Run, newStaleness(s.watches, s.cfg.MaxStaleness, s.index.SetStale, s.registry, s.log).Run, s.tokens.Run, s.podTokens.Run, events.Run, s.cache.Run, s.readiness.Run, records.Run,
 	}
-	if s.issuer == nil {
-		s.runs = append(s.runs, func(ctx context.Context) error { tellIdentity(ctx, assumer, s.log); return nil })
-	} else {
-		tell := func(problem string) {
-			if self := s.index.Self(ownAddresses()); self != nil {
-				events.Record(self, diagnosis.Unpublished(problem))
-			}
-		}
-		s.runs = append(s.runs, kube.Follow(s.watches, s.issuer.Resource()), s.issuer.Run, issuer.NewChecker(s.issuer, s.registry, tell).Run)
-	}
+	s.runs = append(s.runs, s.identityParts(assumer, events)...)
 	return nil
+}
+
+// identityParts are those that concern the server's own identity at STS.
+func (s *server) identityParts(assumer *sts.Client, events *podevents.Recorder) []func(context.Context) error {
+	if s.issuer == nil {
+		return []func(context.Context) error{func(ctx context.Context) error { tellIdentity(ctx, assumer, s.log); return nil }}
+	}
+	tell := func(problem string) {
+		if self := s.index.Self(ownAddresses()); self != nil {
+			events.Record(self, diagnosis.Unpublished(problem))
+		}
+	}
+	return []func(context.Context) error{
+		kube.Follow(s.watches, s.issuer.Resource()), s.issuer.Run, issuer.NewChecker(s.issuer, s.registry, tell).Run,
+	}
 }
 
 // stsClient is a client with AWS credentials, or one with tokens of an issuer, which it makes.

@@ -108,7 +108,7 @@ func podsAbove(root, own string) (place, bool) {
 func search(root string, id uint64) (found string) {
 	_ = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error { // "" says that it was not found
 		if err != nil || !d.IsDir() || path == root {
-			return nil
+			return nil //nolint:nilerr // what cannot be read is not it
 		}
 		if i, err := inode(path); err == nil && i == id {
 			found = path

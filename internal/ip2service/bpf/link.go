@@ -89,11 +89,10 @@ func (k *Kernel) judge(s state) (p Programs, err error) {
 		if err != nil {
 			return p, explain("query", err)
 		}
-		if slices.ContainsFunc(running, func(a link.AttachedProgram) bool { return a.ID == have.ID }) {
-			p.Effective++
-		} else {
+		if !slices.ContainsFunc(running, func(a link.AttachedProgram) bool { return a.ID == have.ID }) {
 			return p, refusalError(fmt.Sprintf("the program %s is attached and the kernel does not run it for pods: another one, of a cgroup between %s and this process, is exclusive", name, k.at.pods))
 		}
+		p.Effective++
 		if err := k.exclusive(at); err != nil {
 			return p, err
 		}

@@ -241,8 +241,10 @@ func TestVerifiedTokensAreRemembered(t *testing.T) {
 		k := newKeys(t)
 		k.set(map[string][]byte{CurrentKey: key})
 		token := mustMake(t, k, time.Minute)
-		if !k.Verify(token, caller, time.Now()) || !k.Verify(token, caller, time.Now()) {
-			t.Fatal("the token is refused")
+		for range 2 {
+			if !k.Verify(token, caller, time.Now()) {
+				t.Fatal("the token is refused")
+			}
 		}
 		if allocs := testing.AllocsPerRun(100, func() { k.Verify(token, caller, time.Now()) }); allocs > 0 {
 			t.Errorf("%v allocations: it is verified anew", allocs)
@@ -251,8 +253,10 @@ func TestVerifiedTokensAreRemembered(t *testing.T) {
 			t.Error("another address's token is accepted, or its own is not any more")
 		}
 		k.set(map[string][]byte{CurrentKey: bytes.Repeat([]byte{7}, MinKeyLength), PreviousKey: key})
-		if !k.Verify(token, caller, time.Now()) || !k.Verify(token, caller, time.Now()) {
-			t.Error("the token of the previous key is refused")
+		for range 2 {
+			if !k.Verify(token, caller, time.Now()) {
+				t.Error("the token of the previous key is refused")
+			}
 		}
 		time.Sleep(time.Minute) //nolint:forbidigo // moves the bubble's clock
 		if k.Verify(token, caller, time.Now()) {

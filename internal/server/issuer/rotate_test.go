@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -271,10 +272,7 @@ func TestCheck(t *testing.T) {
 	c := NewChecker(i, registry, func(problem string) { told = append(told, problem) })
 	c.client = r.client
 	replace := func(path, old, replacement string) map[string][]byte {
-		files := map[string][]byte{}
-		for p, content := range good {
-			files[p] = content
-		}
+		files := maps.Clone(good)
 		files[path] = bytes.Replace(files[path], []byte(old), []byte(replacement), 1)
 		return files
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -117,7 +118,7 @@ func TestHostNetwork(t *testing.T) {
 	}
 	credentials := netip.MustParseAddrPort("169.254.170.2:80")
 	want := routesTo(r.endpoints...)
-	want.Intercept = append(metadata[:2:2], credentials)
+	want.Intercept = slices.Concat(metadata[:2], []netip.AddrPort{credentials})
 	for _, host := range []bool{false, true} {
 		if host {
 			want.Host = []netip.Addr{credentials.Addr()}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -161,10 +162,8 @@ func connectTo(to netip.AddrPort, endpoints []netip.AddrPort) error {
 	}
 	if p, ok := peer.(*unix.SockaddrInet4); ok {
 		at := netip.AddrPortFrom(netip.AddrFrom4(p.Addr), uint16(p.Port))
-		for _, e := range endpoints {
-			if e == at {
-				return nil
-			}
+		if slices.Contains(endpoints, at) {
+			return nil
 		}
 	}
 	return fmt.Errorf("connected to %+v", peer)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -60,7 +61,7 @@ func TestEndpointsOfAnEarlierRunStay(t *testing.T) {
 	if answer, err := node.Ask(t, r.pod, "169.254.169.254"); err != nil || answer.Source != podIPv4 {
 		t.Errorf("%+v, %v", answer, err)
 	}
-	unknown.Intercept = append(metadata[:2:2], ends("192.0.2.7:80")...) // another flag of the new run
+	unknown.Intercept = slices.Concat(metadata[:2], ends("192.0.2.7:80")) // another flag of the new run
 	if changed, err := later.Sync(unknown); err != nil || !changed {
 		t.Errorf("changed %v, %v", changed, err)
 	}
@@ -131,7 +132,6 @@ func TestProgramsOfOthersAreNotSwitchedOff(t *testing.T) {
 			if err != nil && !errors.Is(err, routes.ErrUnsupported) {
 				t.Errorf("%v is not %v", err, routes.ErrUnsupported)
 			}
-			effective := 0
 			own, err := os.Open(netns.OwnCgroup())
 			if err != nil {
 				t.Fatal(err)
@@ -141,7 +141,7 @@ func TestProgramsOfOthersAreNotSwitchedOff(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			effective = len(result.Programs)
+			effective := len(result.Programs)
 			if want := map[string]int{"": 2}[c.refuse]; effective != max(want, 1) {
 				t.Errorf("%d programs are run, want %d", effective, max(want, 1))
 			}

@@ -46,7 +46,7 @@ func uringConnect(fd int, to unix.Sockaddr) error {
 		if err != nil {
 			return fmt.Errorf("io_uring: %w", err)
 		}
-		defer func() { _ = unix.Munmap(m) }()
+		defer func() { _ = unix.Munmap(m) }() //nolint:gocritic // three, until the end
 		maps[i] = m
 	}
 	entry := (*struct {

@@ -34,18 +34,18 @@ type way struct {
 }
 
 var ways = []way{
-	{name: "blocking connect", led: true, try: tcp(0, func(fd int, to unix.Sockaddr) error { return unix.Connect(fd, to) })},
+	{name: "blocking connect", led: true, try: tcp(0, unix.Connect)},
 	{name: "non-blocking connect", led: true, try: tcp(0, nonBlocking)},
-	{name: "IPv6", led: true, to: metadata[1], try: tcp(0, func(fd int, to unix.Sockaddr) error { return unix.Connect(fd, to) })},
+	{name: "IPv6", led: true, to: metadata[1], try: tcp(0, unix.Connect)},
 	{name: "IPv4-mapped address on an IPv6 socket", led: true, try: mapped},
 	{name: "TCP Fast Open, sendto", led: true, try: tcp(0, fastOpen)},
 	{name: "TCP Fast Open, TCP_FASTOPEN_CONNECT", led: true, try: tcp(0, func(fd int, to unix.Sockaddr) error {
 		return errors.Join(unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_FASTOPEN_CONNECT, 1), unix.Connect(fd, to))
 	})},
-	{name: "MPTCP", led: true, try: tcp(unix.IPPROTO_MPTCP, func(fd int, to unix.Sockaddr) error { return unix.Connect(fd, to) })},
+	{name: "MPTCP", led: true, try: tcp(unix.IPPROTO_MPTCP, unix.Connect)},
 	{name: "io_uring", led: true, try: tcp(0, uringConnect)},
 	{name: "connect to another address before", led: true, try: reconnected},
-	{name: "another TCP port", to: netip.MustParseAddrPort("169.254.169.254:8080"), try: tcp(0, func(fd int, to unix.Sockaddr) error { return unix.Connect(fd, to) })},
+	{name: "another TCP port", to: netip.MustParseAddrPort("169.254.169.254:8080"), try: tcp(0, unix.Connect)},
 	{name: "UDP, connected", try: datagram(func(fd int, to unix.Sockaddr) error {
 		if err := unix.Connect(fd, to); err != nil {
 			return err
@@ -320,6 +320,7 @@ func TestWaysToReachAnAddress(t *testing.T) {
 }
 
 func tryWays(t *testing.T, path string) {
+	t.Helper()
 	r := newRig(t)
 	device, err := net.InterfaceByName(r.pod.Device)
 	if err != nil {

@@ -85,7 +85,7 @@ func (i *issuer) change(change func()) {
 }
 
 // token is a good one, with these claims besides or instead; nil takes one away.
-func (i *issuer) token(t *testing.T, header map[string]any, other map[string]any) string {
+func (i *issuer) token(t *testing.T, header, other map[string]any) string {
 	t.Helper()
 	now := time.Now().Unix()
 	claims := map[string]any{

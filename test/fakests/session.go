@@ -11,7 +11,7 @@ import (
 type Tag struct{ Key, Value string }
 
 // policyMemberPattern are those of PolicyArns alone: a web identity's tags are in its token.
-var policyMemberPattern = regexp.MustCompile(`\APolicyArns\.member\.[1-9][0-9]*\.arn\z`)
+var policyMemberPattern = regexp.MustCompile(`\APolicyArns\.member\.[1-9]\d*\.arn\z`)
 
 // memberPattern are the parameters that are lists: Tags and PolicyArns.
 var memberPattern = regexp.MustCompile(`\A(?:Tags\.member\.[1-9][0-9]*\.(?:Key|Value)|PolicyArns\.member\.[1-9][0-9]*\.arn)\z`)

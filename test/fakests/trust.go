@@ -70,7 +70,7 @@ func (t Trust) allowsToken(providerARN, sessionName string, claims map[string]st
 	for operator, conditions := range map[string]map[string][]string{"StringEquals": t.StringEquals, "StringLike": t.StringLike} {
 		for key, values := range conditions {
 			value, known := claims[key]
-			if !known || !(operator == "StringLike" && stringLike(values, value) || slices.Contains(values, value)) {
+			if !known || !slices.Contains(values, value) && (operator != "StringLike" || !stringLike(values, value)) {
 				return false
 			}
 		}

@@ -111,6 +111,7 @@ func TestPodReachesAReadyEndpointWithItsOwnAddress(t *testing.T) {
 }
 
 func podReachesAReadyEndpointWithItsOwnAddress(t *testing.T) {
+	t.Helper()
 	netns.NewFarSide(t)
 	pod := addPod(t)
 	a := node.AddEndpoint(t, "a", "10.244.1.2", "fd00:10:244:1::2")
@@ -143,6 +144,7 @@ func TestCase01FirstStartBeforeTheAPIHasSyncedRefuses(t *testing.T) {
 }
 
 func case01FirstStartBeforeTheAPIHasSyncedRefuses(t *testing.T) {
+	t.Helper()
 	far := netns.NewFarSide(t)
 	pod := addPod(t)
 	if answer, err := node.Ask(t, pod, metadataIPv4); err != nil || answer.Name != netns.NodeRole || far.TakeLeaks(t) == 0 {
@@ -163,6 +165,7 @@ func TestCase02RulesStayThroughExitRestartAndOutageOfTheAPI(t *testing.T) {
 }
 
 func case02RulesStayThroughExitRestartAndOutageOfTheAPI(t *testing.T) {
+	t.Helper()
 	netns.NewFarSide(t)
 	pod := addPod(t)
 	a := node.AddEndpoint(t, "a", "10.244.1.2")
@@ -232,6 +235,7 @@ func TestCase03WithoutAReadyEndpointDrainingOnesServeAndThenNone(t *testing.T) {
 }
 
 func case03WithoutAReadyEndpointDrainingOnesServeAndThenNone(t *testing.T) {
+	t.Helper()
 	netns.NewFarSide(t)
 	pod := addPod(t)
 	a := node.AddEndpoint(t, "a", "10.244.1.2", "fd00:10:244:1::2")
@@ -261,6 +265,7 @@ func TestCase04ConnectionsToTheRealMetadataServiceThatWereOpenAreCut(t *testing.
 }
 
 func case04ConnectionsToTheRealMetadataServiceThatWereOpenAreCut(t *testing.T) {
+	t.Helper()
 	far := netns.NewFarSide(t)
 	pod := addPod(t)
 	var before []*node.Connection
@@ -292,6 +297,7 @@ func TestCase05ConnectionsToARemovedEndpointAreResetAndToADrainingOneKept(t *tes
 }
 
 func case05ConnectionsToARemovedEndpointAreResetAndToADrainingOneKept(t *testing.T) {
+	t.Helper()
 	netns.NewFarSide(t)
 	pod := addPod(t)
 	a := node.AddEndpoint(t, "a", "10.244.1.2")
@@ -332,6 +338,7 @@ func TestCase08ChangedPrioritiesAreReplaced(t *testing.T) {
 }
 
 func case08ChangedPrioritiesAreReplaced(t *testing.T) {
+	t.Helper()
 	netns.NewFarSide(t)
 	pod := addPod(t)
 	a := node.AddEndpoint(t, "a", "10.244.1.2")
@@ -352,6 +359,7 @@ func TestCase09ForeignTablesStayAsTheyAre(t *testing.T) {
 }
 
 func case09ForeignTablesStayAsTheyAre(t *testing.T) {
+	t.Helper()
 	netns.NewFarSide(t)
 	a := node.AddEndpoint(t, "a", "10.244.1.2")
 	foreign := "table inet other {\n\tchain c {\n\t\ttype filter hook forward priority filter; policy accept;\n\t\tct state established accept\n\t}\n}\n" +
@@ -385,6 +393,7 @@ func TestCase11IPv6MetadataAddressIsRejectedWithoutIPv6Endpoints(t *testing.T) {
 }
 
 func case11IPv6MetadataAddressIsRejectedWithoutIPv6Endpoints(t *testing.T) {
+	t.Helper()
 	netns.NewFarSide(t)
 	pod := addPod(t)
 	a := node.AddEndpoint(t, "a", "10.244.1.2")
@@ -408,6 +417,7 @@ func TestCase12EndpointThatIsAnAddressOfTheNodeIsRefused(t *testing.T) {
 }
 
 func case12EndpointThatIsAnAddressOfTheNodeIsRefused(t *testing.T) {
+	t.Helper()
 	netns.NewFarSide(t)
 	pod := addPod(t)
 	a := node.AddEndpoint(t, "a", "10.244.1.2")
@@ -436,6 +446,7 @@ func TestCase13BridgeThatPassesNetfilterByIsReported(t *testing.T) {
 }
 
 func case13BridgeThatPassesNetfilterByIsReported(t *testing.T) {
+	t.Helper()
 	netns.NewFarSide(t)
 	const gateway, setting = "10.245.0.1", "/proc/sys/net/bridge/bridge-nf-call-iptables"
 	ip(t, "link", "add", "podbridge", "type", "bridge")
@@ -507,6 +518,7 @@ func TestCase14EndpointThatAsksForItselfIsRefused(t *testing.T) {
 }
 
 func case14EndpointThatAsksForItselfIsRefused(t *testing.T) {
+	t.Helper()
 	netns.NewFarSide(t)
 	a := node.AddEndpoint(t, "a", "10.244.1.2", "fd00:10:244:1::2")
 	b := node.AddEndpoint(t, "b", "10.244.1.3")
@@ -529,6 +541,7 @@ func TestCase15TrafficOfTheHostIsNotIntercepted(t *testing.T) {
 }
 
 func case15TrafficOfTheHostIsNotIntercepted(t *testing.T) {
+	t.Helper()
 	far := netns.NewFarSide(t)
 	a := node.AddEndpoint(t, "a", "10.244.1.2", "fd00:10:244:1::2")
 	service := cluster.NewService()
@@ -571,6 +584,7 @@ func TestCase20BPFHostRoutingIsAWarning(t *testing.T) {
 }
 
 func case20BPFHostRoutingIsAWarning(t *testing.T) {
+	t.Helper()
 	netns.NewFarSide(t)
 	pod := addPod(t)
 	a := node.AddEndpoint(t, "a", "10.244.1.2")

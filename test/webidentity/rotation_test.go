@@ -122,6 +122,7 @@ type load struct {
 
 // ask asks for the pod's credentials, its share of the rate.
 func (l *load) ask(ctx context.Context, t *testing.T, w workload, n int) {
+	t.Helper()
 	s := l.replicas[n%len(l.replicas)]
 	client := s.Client(t, w.from)
 	ticker := time.NewTicker(time.Second * warm / rate)
@@ -137,6 +138,7 @@ func (l *load) ask(ctx context.Context, t *testing.T, w workload, n int) {
 }
 
 func (l *load) request(ctx context.Context, t *testing.T, s *environment.Server, client *http.Client, w workload) {
+	t.Helper()
 	path := w.path()
 	if l.asked.Add(1)%2 == 0 {
 		path = "/v1/credentials"
@@ -150,6 +152,7 @@ func (l *load) request(ctx context.Context, t *testing.T, s *environment.Server,
 
 // appear lets new pods appear, each of which asks at once.
 func (l *load) appear(ctx context.Context, t *testing.T, i *environment.Issuer, namespace string) {
+	t.Helper()
 	ticker := time.NewTicker(newEvery)
 	defer ticker.Stop()
 	for n := 0; ; n++ {

@@ -1,6 +1,7 @@
 package webidentity
 
 import (
+	"bytes"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -213,7 +214,7 @@ func TestSecretIsCreated(t *testing.T) {
 	}
 	environment.Eventually(t, time.Minute, func() error {
 		after, err := secrets.Get(t.Context(), before.Name, metav1.GetOptions{})
-		if err == nil && !maps.EqualFunc(before.Data, after.Data, func(a, b []byte) bool { return string(a) == string(b) }) {
+		if err == nil && !maps.EqualFunc(before.Data, after.Data, bytes.Equal) {
 			t.Fatal("another key than the one in use")
 		}
 		return err

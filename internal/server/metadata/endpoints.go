@@ -100,7 +100,7 @@ func (s *Server) viewCredentials(claim identity.Claim, name string, waitForAnnot
 		if name != "" && name != c.Role.Name() {
 			return done(otherRole(c, name))
 		}
-		issued, failure := s.cfg.Credentials.Get(c.Role)
+		issued, failure := s.get(c.Role)
 		// The address may have changed hands and the annotation its content since
 		// they were looked up, and nobody may get the credentials of another.
 		if !s.cfg.Identity.Unchanged(c) {

@@ -24,6 +24,8 @@ import (
 	"github.com/iam4kube/iam4kube/internal/server/imdstoken"
 	"github.com/iam4kube/iam4kube/internal/server/podevents"
 	"github.com/iam4kube/iam4kube/internal/server/podtoken"
+	"github.com/iam4kube/iam4kube/internal/server/role"
+	"github.com/iam4kube/iam4kube/internal/server/sts"
 	"github.com/iam4kube/iam4kube/internal/server/waiting"
 )
 
@@ -57,11 +59,13 @@ type Server struct {
 	sampler  *sampler
 	draining atomic.Bool
 	proofKey ed25519.PrivateKey
+	// get is that of Config.Credentials. A test changes what is known meanwhile.
+	get func(*role.Role) (*credentials.Issued, *sts.Error)
 }
 
 // New returns a Server.
 func New(cfg Config) *Server {
-	return &Server{cfg: cfg, metrics: newMetrics(cfg.Registry), sampler: newSampler(), proofKey: newProofKey()}
+	return &Server{cfg: cfg, metrics: newMetrics(cfg.Registry), sampler: newSampler(), proofKey: newProofKey(), get: cfg.Credentials.Get}
 }
 
 // Drain lets every answer from now on end its connection, so that clients move to

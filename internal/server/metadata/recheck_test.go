@@ -1,74 +1,65 @@
 package metadata
 
 import (
-	"fmt"
 	"net/http"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/iam4kube/iam4kube/internal/server/credentials"
 	"github.com/iam4kube/iam4kube/internal/server/role"
+	"github.com/iam4kube/iam4kube/internal/server/sts"
 )
 
-// The address changes hands between a request's first look at it and the credentials:
-// the second look, before the answer, finds that, and the old pod's credentials are not
-// handed out. What holds the request up in between is the cache's lock, taken by Fill
-// over many roles.
-//
-// No test can see where exactly a request is, so this is tried many times: a request
-// that was under way when the address changed hands may have been past its second look in
-// a try or two, but without that look it would be wrong nearly every time.
-func TestAddressChangesHandsBetweenTwoLooks(t *testing.T) {
-	const enough, roles = 10, 20_000
-	held := &heldSTS{places: make(chan struct{}, 2)}
-	e := newEdgeOver(t, held, 15*time.Second, newHub())
-	for range cap(held.places) {
-		held.places <- struct{}{}
-	}
-	for name, roleName := range map[string]string{"a": "app", "b": "b/app"} {
-		held.verdict(roleName) <- nil
-		e.setAccount(account(name, roleName))
-		e.setPod(pod(name, ip, 0))
-		if got, _ := e.get(t.Context(), ip, list+"app"); got.Code != http.StatusOK {
-			t.Fatalf("%d %s", got.Code, got.Body)
-		}
-		e.deletePod(pod(name, ip, 0))
-	}
-	for i := range roles {
-		e.cfg.Credentials.Want(&role.Role{Namespace: "others", ARN: fmt.Sprint(i)})
-	}
-	underWay, wrong, tries := 0, 0, 0
-	for ; underWay < enough && tries < 100*enough; tries++ {
-		e.setPod(pod("a", ip, 0))
-		filled, answered := make(chan struct{}), make(chan string, 1)
-		var done atomic.Bool
-		go func() {
-			defer close(filled)
-			e.cfg.Credentials.Fill()
-		}()
-		go func() {
+// What was looked up changes while a request has the credentials in its hand: the second look,
+// before the answer, finds that, and the old ones are not handed out.
+func TestWhatChangesBetweenTwoLooks(t *testing.T) {
+	for name, tc := range map[string]struct {
+		change func(*edge)
+		status int
+		has    string
+	}{
+		"the address has another pod": {func(e *edge) {
+			e.deletePod(pod("a", ip, 0))
+			e.setPod(pod("b", ip, 0))
+		}, http.StatusOK, "ASIA-b/app"},
+		"the account has another role of that name": {func(e *edge) {
+			e.sts.verdict("b/app") <- nil
+			e.setAccount(account("a", "b/app"))
+		}, http.StatusOK, "ASIA-b/app"},
+		"the account has another role":     {func(e *edge) { e.setAccount(account("a", "other")) }, http.StatusNotFound, ""},
+		"another account has another role": {func(e *edge) { e.setAccount(account("c", "other")) }, http.StatusOK, "ASIA-app"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			held := &heldSTS{}
+			e := newEdgeOver(t, held, 15*time.Second, newHub())
+			for _, roleName := range []string{"app", "b/app", "other"} {
+				held.verdict(roleName) <- nil
+			}
+			e.setAccount(account("b", "b/app"))
+			e.setPod(pod("b", "10.1.2.4", 0))
+			if got, _ := e.get(t.Context(), "10.1.2.4", list+"app"); got.Code != http.StatusOK {
+				t.Fatalf("%d %s", got.Code, got.Body)
+			}
+			e.deletePod(pod("b", "10.1.2.4", 0))
+			e.setAccount(account("a", "app"))
+			e.setPod(pod("a", ip, 0))
+			if got, _ := e.get(t.Context(), ip, list+"app"); !strings.Contains(got.Body.String(), "ASIA-app") {
+				t.Fatalf("%d %s", got.Code, got.Body)
+			}
+			get, changed := e.Server.get, false
+			e.Server.get = func(r *role.Role) (*credentials.Issued, *sts.Error) {
+				issued, failure := get(r)
+				if !changed {
+					changed = true
+					tc.change(e)
+				}
+				return issued, failure
+			}
 			got, _ := e.get(t.Context(), ip, list+"app")
-			done.Store(true)
-			answered <- got.Body.String()
-		}()
-		<-time.After(time.Millisecond)
-		before := !done.Load()
-		e.deletePod(pod("a", ip, 0))
-		e.setPod(pod("b", ip, 0))
-		body := <-answered
-		<-filled
-		e.deletePod(pod("b", ip, 0))
-		if !before {
-			continue
-		}
-		underWay++
-		if !strings.Contains(body, "ASIA-b/app") {
-			wrong++
-		}
-	}
-	t.Logf("%d of %d requests were under way, %d got the old pod's credentials", underWay, tries, wrong)
-	if underWay < enough || wrong > underWay/2 {
-		t.Errorf("%d of %d requests were under way, %d got the old pod's credentials", underWay, tries, wrong)
+			if !changed || got.Code != tc.status || !strings.Contains(got.Body.String(), tc.has) {
+				t.Errorf("%d %s, want %d and %s", got.Code, got.Body, tc.status, tc.has)
+			}
+		})
 	}
 }

@@ -109,6 +109,9 @@ func ask(fd int) (answer string, err error) {
 func read(fd int) (answer string, err error) {
 	buffer := make([]byte, 4096)
 	n, err := unix.Read(fd, buffer)
+	for errors.Is(err, unix.EINTR) { // by a signal of the runtime
+		n, err = unix.Read(fd, buffer)
+	}
 	return string(buffer[:max(n, 0)]), err
 }
 

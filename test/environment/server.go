@@ -216,6 +216,10 @@ func (s *Server) aux(t testing.TB, path string) (status int, body string) {
 func (s *Server) Metrics(t testing.TB) map[string]*dto.MetricFamily {
 	t.Helper()
 	response, err := auxClient.Get("http://" + s.Aux + "/metrics")
+	for err == nil && response.StatusCode == http.StatusServiceUnavailable { // two others scrape
+		_ = response.Body.Close()
+		response, err = auxClient.Get("http://" + s.Aux + "/metrics")
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -85,7 +85,7 @@ func TestTokensDuringAnOutage(t *testing.T) {
 		}
 		return nil
 	})
-	if status, body := late.Readyz(t); status != http.StatusServiceUnavailable || !strings.Contains(body, "the first list of pods, ServiceAccounts, nodes, namespaces or the token key has not arrived") {
+	if status, body := late.Readyz(t); status != http.StatusServiceUnavailable || !strings.Contains(body, "the first list of pods, ServiceAccounts, nodes, namespaces, the token key or the issuer's key has not arrived") {
 		t.Errorf("/readyz of a server that started meanwhile: %d %s", status, body)
 	}
 	set(t, gate, controlplane.Pass)

@@ -75,6 +75,12 @@ func wantEnd(t *testing.T, from *place, to netip.AddrPort, want string) {
 // else at these addresses; the metadata service stays theirs.
 func TestHostIsLedToContainerCredentials(t *testing.T) {
 	far := netns.NewFarSide(t)
+	// As the far side ends, it hangs up the connections that were reset on this side alone, and
+	// the host, which may talk to it at the end, answers. What leaks is looked for above.
+	t.Cleanup(func() {
+		for far.TakeLeaks(t) > 0 {
+		}
+	})
 	pod, host, endpoint := credentialsBeyond(t, far)
 	var before []*connection
 	for _, a := range containerCredentials {
@@ -84,6 +90,7 @@ func TestHostIsLedToContainerCredentials(t *testing.T) {
 		}
 		before = append(before, c)
 	}
+	far.TakeLeaks(t) // those of before
 	sync(t, ownRoutes(endpoint))
 	for _, c := range before {
 		if end := c.ask(); end != "reset" {
@@ -128,10 +135,18 @@ func TestHostIsLedToContainerCredentials(t *testing.T) {
 			wantEnd(t, from, netip.AddrPortFrom(a, 80), "reset")
 		}
 	}
+	if far.TakeLeaks(t) != 0 {
+		t.Error("somebody got to another agent")
+	}
 	sync(t, routes.Routes{Hooks: routes.Node, Intercept: ownRoutes(nil).Intercept}) // pods alone
 	for _, a := range containerCredentials {
-		wantEnd(t, host, netip.AddrPortFrom(a, 80), "to "+netip.AddrPortFrom(a, 80).String())
 		wantEnd(t, pod, netip.AddrPortFrom(a, 80), "reset")
+	}
+	if far.TakeLeaks(t) != 0 {
+		t.Error("a pod got to another agent")
+	}
+	for _, a := range containerCredentials {
+		wantEnd(t, host, netip.AddrPortFrom(a, 80), "to "+netip.AddrPortFrom(a, 80).String())
 	}
 }
 

@@ -172,6 +172,9 @@ func (w writer) address(connect, fieldsOf6 bool) asm.Instructions {
 	}
 	p.jump("pass")
 	for _, family := range families {
+		if len(w.routes.Guarded(family)) == 0 {
+			continue // nobody would jump there, which the kernel does not accept
+		}
 		if connect {
 			w.lead(p, family, fieldsOf6, offset)
 		}

@@ -81,7 +81,7 @@ type tokenOrder struct {
 
 // slowSTS is how long STS takes where the credentials are to come last. On a busy machine a
 // request that waits for them has to be seen within it.
-const slowSTS = time.Second
+const slowSTS = 2 * time.Second
 
 // run returns how long after the last event the request was answered.
 func (o tokenOrder) run(t *testing.T) time.Duration {

@@ -93,7 +93,7 @@ func (f *Fake) assumeRoleWithToken(ctx context.Context, req *assumeRequest) (Iss
 		return Issued{}, bearer, errMaxSessionDuration
 	}
 	issued := req.issued(bearer.Provider + ":" + bearer.Subject)
-	issued.KeyID, issued.Transitive = t.header.Key, req.transitive
+	issued.KeyID = t.header.Key
 	return issued, bearer, nil
 }
 
@@ -122,7 +122,7 @@ func (req *assumeRequest) issued(callerARN string) Issued {
 		CallerARN:   callerARN,
 		Expiration:  time.Now().Add(time.Duration(req.duration) * time.Second),
 
-		Tags: req.tags, SourceIdentity: req.sourceIdentity, PolicyARNs: req.policies,
+		Tags: req.tags, Transitive: req.transitive, SourceIdentity: req.sourceIdentity, PolicyARNs: req.policies,
 	}
 	if req.externalID != nil {
 		i.ExternalID = *req.externalID

@@ -58,13 +58,13 @@ type Issued struct {
 	ExternalID  string
 	CallerARN   string // who assumed the role; empty for IssueSession
 
-	Tags           []Tag
+	Tags []Tag
+	// Transitive are the keys of the tags that role chains keep.
+	Transitive     []string
 	SourceIdentity string
 	PolicyARNs     []string
-	// KeyID is that of the key which signed the web identity token, Transitive its tags that
-	// role chains keep.
-	KeyID      string
-	Transitive []string
+	// KeyID is that of the key which signed the web identity token.
+	KeyID string
 }
 
 // ARN of the role session: arn:aws:sts::123456789012:assumed-role/ROLE/SESSION.

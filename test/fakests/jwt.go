@@ -138,11 +138,6 @@ func (req *assumeRequest) readClaims(c claims) *apiError {
 		req.tags = append(req.tags, Tag{key, values[0]})
 	}
 	slices.SortFunc(req.tags, func(a, b Tag) int { return strings.Compare(a.Key, b.Key) })
-	for _, key := range c.Tags.Transitive {
-		if c.Tags.Principal[key] == nil {
-			return errParameter("https://aws.amazon.com/tags", "has no tag for the transitive key "+key)
-		}
-	}
 	req.transitive = c.Tags.Transitive
 	if c.SourceIdentity != "" {
 		violations = append(violations, sourceIdentityPattern.check(c.SourceIdentity)...)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/url"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -13,8 +14,8 @@ type Tag struct{ Key, Value string }
 // policyMemberPattern are those of PolicyArns alone: a web identity's tags are in its token.
 var policyMemberPattern = regexp.MustCompile(`\APolicyArns\.member\.[1-9]\d*\.arn\z`)
 
-// memberPattern are the parameters that are lists: Tags and PolicyArns.
-var memberPattern = regexp.MustCompile(`\A(?:Tags\.member\.[1-9][0-9]*\.(?:Key|Value)|PolicyArns\.member\.[1-9][0-9]*\.arn)\z`)
+// memberPattern are the parameters that are lists: Tags, TransitiveTagKeys and PolicyArns.
+var memberPattern = regexp.MustCompile(`\A(?:Tags\.member\.[1-9][0-9]*\.(?:Key|Value)|TransitiveTagKeys\.member\.[1-9][0-9]*|PolicyArns\.member\.[1-9][0-9]*\.arn)\z`)
 
 // Patterns of the API reference, https://docs.aws.amazon.com/STS/latest/APIReference/API_Tag.html
 var (
@@ -43,6 +44,11 @@ func (req *assumeRequest) parseSession(query url.Values) (violations []string) {
 		violations = append(violations, tagValuePattern.check(query.Get(value))...)
 		req.tags = append(req.tags, Tag{query.Get(key), query.Get(value)})
 	}
+	for i := 1; query.Has(fmt.Sprintf("TransitiveTagKeys.member.%d", i)); i++ {
+		key := query.Get(fmt.Sprintf("TransitiveTagKeys.member.%d", i))
+		violations = append(violations, tagKeyPattern.check(key)...)
+		req.transitive = append(req.transitive, key)
+	}
 	for i := 1; query.Has(fmt.Sprintf("PolicyArns.member.%d.arn", i)); i++ {
 		req.policies = append(req.policies, query.Get(fmt.Sprintf("PolicyArns.member.%d.arn", i)))
 	}
@@ -68,6 +74,11 @@ func (req *assumeRequest) checkSession() *apiError {
 		}
 		seen[key] = true
 		packed += len(t.Key) + len(t.Value)
+	}
+	for _, key := range req.transitive {
+		if !slices.ContainsFunc(req.tags, func(t Tag) bool { return t.Key == key }) {
+			return errParameter("TransitiveTagKeys", "there is no tag with the transitive key "+key)
+		}
 	}
 	if len(req.policies) > maxPolicies {
 		return errParameter("PolicyArns", "at most 10")

@@ -141,7 +141,8 @@ func TestSessionTags(t *testing.T) {
 		{Key: "eks-cluster-name", Value: "east-1"},
 		{Key: "team", Value: "a b"},
 	}
-	if !slices.Equal(got.Tags, want) || got.SourceIdentity != got.SessionName || !slices.Equal(got.PolicyARNs, []string{policy, "arn:aws:iam::123456789012:policy/team/narrow"}) {
+	keys := []string{"kubernetes-namespace", "kubernetes-service-account", "kubernetes-cluster", "eks-cluster-name", "team"}
+	if !slices.Equal(got.Tags, want) || !slices.Equal(got.Transitive, keys) || got.SourceIdentity != got.SessionName || !slices.Equal(got.PolicyARNs, []string{policy, "arn:aws:iam::123456789012:policy/team/narrow"}) {
 		t.Errorf("%+v", got)
 	}
 	// A role that does not allow tags says what it has to allow.

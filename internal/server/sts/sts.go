@@ -157,8 +157,11 @@ func (c *Client) assumeRole(ctx context.Context, r role.Role) (*Credentials, *Er
 	if r.ExternalID != "" {
 		input.ExternalId = aws.String(r.ExternalID)
 	}
+	// All are transitive, as those of EKS Pod Identity are: what the pod does not hand on, it
+	// could set to another's as it assumes a further role.
 	for _, t := range r.SessionTags() {
 		input.Tags = append(input.Tags, types.Tag{Key: aws.String(t.Key), Value: aws.String(t.Value)})
+		input.TransitiveTagKeys = append(input.TransitiveTagKeys, t.Key)
 	}
 	input.PolicyArns = sessionPolicies(r)
 	if r.SourceIdentity != "" {

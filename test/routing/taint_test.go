@@ -109,9 +109,13 @@ func taintsOf(t *testing.T, name string) (keys []string) {
 	return keys
 }
 
+// patience is more than the ten seconds by which ip2service may put off to connect again where an
+// API server on a busy machine was late with its first word.
+const patience = 30 * time.Second
+
 func waitTaints(t *testing.T, name string, want ...string) {
 	t.Helper()
-	environment.Eventually(t, 10*time.Second, func() error {
+	environment.Eventually(t, patience, func() error {
 		if have := taintsOf(t, name); !slices.Equal(have, want) {
 			return fmt.Errorf("the node has taints %v, want %v", have, want)
 		}
@@ -170,7 +174,7 @@ func TestCase17TaintStaysUntilTheEndpointsAreKnown(t *testing.T) {
 	service := cluster.NewService()
 	i := node.StartProgram(t, "--kubeconfig", cluster.Kubeconfig(t, config), "--service-namespace", node.Namespace,
 		"--service-name", service.Name, "--startup-taint", startupTaint, "--node-name", name)
-	environment.Eventually(t, 10*time.Second, func() error {
+	environment.Eventually(t, patience, func() error {
 		if !strings.Contains(i.Logs.String(), `cannot list resource \"endpointslices\"`) {
 			return fmt.Errorf("the API server has not refused the list yet")
 		}
@@ -253,7 +257,7 @@ func (f *faults) wantCalls(t *testing.T, i *node.IP2Service, service *node.Servi
 		defer f.mu.Unlock()
 		return f.reads, f.patches
 	}
-	environment.Eventually(t, 10*time.Second, func() error {
+	environment.Eventually(t, patience, func() error {
 		if n, _ := have(); n < reads {
 			return fmt.Errorf("the node was read %d times, want %d", n, reads)
 		}

@@ -110,9 +110,10 @@ func (o tokenOrder) run(t *testing.T) time.Duration {
 	var at time.Time
 	for i, event := range o.events {
 		awaitWaiting(t, o.s, missingAfter(o.events[:i]), 1)
+		before := time.Now() // the server may hear of it before happen returns
 		at = o.happen(t, event)
 		if i < len(o.events)-1 {
-			o.awaitSeen(t, event, at)
+			o.awaitSeen(t, event, before)
 		}
 	}
 	r := <-answers

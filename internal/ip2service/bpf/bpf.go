@@ -20,6 +20,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/cilium/ebpf"
@@ -209,6 +210,10 @@ func (k *Kernel) Remove() (removed bool, err error) {
 		return false, err // what nobody but root may look at, nobody but root has made
 	}
 	err = errors.Join(err, readErr)
+	pins = slices.DeleteFunc(pins, func(pin os.DirEntry) bool { return !isOurs(pin.Name()) })
+	if onBPF, statErr := isBPF(k.dir); !onBPF {
+		return false, errors.Join(err, statErr) // whatever is there, it is no pin
+	}
 	// The egress program first: without the others it drops what they would have led.
 	slices.SortFunc(pins, func(a, b os.DirEntry) int { return attachOrder(b.Name()) - attachOrder(a.Name()) })
 	for _, pin := range pins {
@@ -217,12 +222,17 @@ func (k *Kernel) Remove() (removed bool, err error) {
 		err = errors.Join(err, removeErr)
 	}
 	if err == nil {
-		// Of a container it is a mount, which stays.
-		if removeErr := os.Remove(k.dir); removeErr != nil && !errors.Is(removeErr, unix.EBUSY) && !errors.Is(removeErr, unix.EROFS) {
+		// Of a container it is a mount, which stays, as does a folder with pins of others.
+		if removeErr := os.Remove(k.dir); removeErr != nil && !errors.Is(removeErr, unix.EBUSY) && !errors.Is(removeErr, unix.EROFS) && !errors.Is(removeErr, unix.ENOTEMPTY) {
 			err = removeErr
 		}
 	}
 	return removed, explain("remove", err)
+}
+
+// isOurs says whether a pin has a name of this data path's, of this version or of another one.
+func isOurs(name string) bool {
+	return strings.HasPrefix(name, programPrefix) || slices.Contains([]string{marksMap, countersMap, stateMap}, name)
 }
 
 func attachOrder(name string) int {

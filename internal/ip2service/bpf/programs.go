@@ -28,6 +28,8 @@ const (
 const (
 	marksMap    = "marks"
 	countersMap = "counters"
+	// programPrefix begins the names of programs, and so those of their links' pins.
+	programPrefix = "iam4kube_"
 )
 
 // Offsets of fields, linux/bpf.h.
@@ -78,7 +80,7 @@ func counter(family routes.Family, refused bool) int32 {
 func programs(r routes.Routes, f features) (specs []*ebpf.ProgramSpec) {
 	w := writer{f, r}
 	add := func(name string, of ebpf.ProgramType, at ebpf.AttachType, ins asm.Instructions) {
-		specs = append(specs, &ebpf.ProgramSpec{Name: "iam4kube_" + name, Type: of, AttachType: at, Instructions: ins, License: "Apache-2.0"})
+		specs = append(specs, &ebpf.ProgramSpec{Name: programPrefix + name, Type: of, AttachType: at, Instructions: ins, License: "Apache-2.0"})
 	}
 	if !f.skbCookie {
 		add("create", ebpf.CGroupSock, ebpf.AttachCGroupInetSockCreate, w.create())

@@ -127,12 +127,19 @@ func checkFolder(dir string) error {
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return fmt.Errorf("%w: %w", refusalError(fmt.Sprintf("the folder %s of a BPF file system cannot be made: mount one (mount -t bpf bpf /sys/fs/bpf), or give the container the host's (hostPath /sys/fs/bpf/iam4kube, DirectoryOrCreate) and name it in --bpf-dir", dir)), err)
 	}
-	var stat unix.Statfs_t
-	if err := unix.Statfs(dir, &stat); err != nil {
-		return fmt.Errorf("%s: %w", dir, err)
-	}
-	if uint32(stat.Type) != unix.BPF_FS_MAGIC {
+	if is, err := isBPF(dir); err != nil {
+		return err
+	} else if !is {
 		return refusalError(dir + " is not in a BPF file system, so programs could not outlive this process: mount one (mount -t bpf bpf /sys/fs/bpf), or name the folder of one in --bpf-dir")
 	}
 	return nil
+}
+
+// isBPF says whether a folder is in a BPF file system, bpf(2).
+func isBPF(dir string) (bool, error) {
+	var stat unix.Statfs_t
+	if err := unix.Statfs(dir, &stat); err != nil {
+		return false, fmt.Errorf("%s: %w", dir, err)
+	}
+	return uint32(stat.Type) == unix.BPF_FS_MAGIC, nil
 }

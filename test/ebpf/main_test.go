@@ -61,7 +61,11 @@ type rig struct {
 
 func newRig(t testing.TB) *rig {
 	t.Helper()
-	r := &rig{far: netns.NewFarSide(t), pod: netns.AddPod(t, podIPv4, podIPv6), kernel: bpf.New(pins)}
+	far := netns.NewFarSide(t)
+	// What connections that were led, or cut, still send when nothing leads or cuts them any more.
+	// Leaks are looked for before that, below.
+	t.Cleanup(func() { far.TakeLeaks(t) })
+	r := &rig{far: far, pod: netns.AddPod(t, podIPv4, podIPv6), kernel: bpf.New(pins)}
 	r.a = node.AddEndpoint(t, "a", "10.244.1.2", "fd00:10:244:1::2")
 	r.b = node.AddEndpoint(t, "b", "10.244.1.3", "fd00:10:244:1::3")
 	node.AddEndpoint(t, "other", "10.244.1.4")
@@ -71,7 +75,6 @@ func newRig(t testing.TB) *rig {
 		if leaks := r.far.TakeLeaks(t); leaks != 0 {
 			t.Errorf("%d packets leaked", leaks)
 		}
-		defer r.far.TakeLeaks(t) // what connections that the rules led still send without them
 		if _, err := r.kernel.Remove(); err != nil {
 			t.Error(err)
 		}

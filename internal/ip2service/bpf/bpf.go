@@ -54,6 +54,25 @@ func New(dir string) *Kernel {
 func (k *Kernel) Sync(want routes.Routes) (changed bool, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	changed, err = k.sync(want)
+	if err != nil && k.detached() {
+		return k.sync(want)
+	}
+	return changed, err
+}
+
+// detached says that somebody has detached a program since it was attached, a moment ago or
+// earlier. It needs mu.
+func (k *Kernel) detached() bool {
+	for _, l := range k.links {
+		if i, err := infoOf(l); err == nil && i.cgroup == 0 {
+			return true
+		}
+	}
+	return false
+}
+
+func (k *Kernel) sync(want routes.Routes) (changed bool, err error) {
 	k.state = Programs{}
 	if err := k.prepare(); err != nil {
 		return false, err

@@ -42,10 +42,11 @@ const (
 
 // Fault is what happens to requests that are well formed and signed.
 type Fault struct {
-	Effect   Effect        // empty: none, AWS's own verdict
-	Delay    time.Duration // before the effect or the verdict; ends when the client goes away
-	Lifetime time.Duration // of ExpiresIn; zero or less: already expired
-	Times    int           // requests it happens to; 0: all until faults are set anew
+	Effect   Effect          // empty: none, AWS's own verdict
+	Until    <-chan struct{} // closed: the effect or the verdict may come; nil: at once
+	Delay    time.Duration   // after that; both end when the client goes away
+	Lifetime time.Duration   // of ExpiresIn; zero or less: already expired
+	Times    int             // requests it happens to; 0: all until faults are set anew
 }
 
 // SetFault makes the faults happen one after the other: each for its Times, then
@@ -79,8 +80,15 @@ func (f *Fake) takeFault(roleARN string) Fault {
 	return Fault{}
 }
 
-// wait passes the delay, or less when the client goes away.
+// wait passes the time until the effect, or less when the client goes away.
 func (fault Fault) wait(ctx context.Context) {
+	if fault.Until != nil {
+		select {
+		case <-fault.Until:
+		case <-ctx.Done():
+			return
+		}
+	}
 	if fault.Effect == Hang {
 		<-ctx.Done()
 		return

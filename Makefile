@@ -108,7 +108,7 @@ bench-scale: control-plane ## memory and time to sync with 50,000 pods and 5,000
 ##@ Cluster
 .PHONY: demo
 demo: VERSION := demo
-demo: cluster-tools plugin ## real pods on a real Kubernetes cluster get their roles; the cluster stays
+demo: cluster-tools build ## real pods on a real Kubernetes cluster get their roles; the cluster stays
 	cd test && $(GORUN) ./demo
 
 .PHONY: demo-shell

@@ -67,7 +67,7 @@ func (d *demo) run() error {
 	}
 	d.since = time.Now()
 	start := func() error { return d.start(archives) }
-	for _, step := range []func() error{start, d.install, d.runPods, d.showRoles, d.replaceServer, d.check, d.end} {
+	for _, step := range []func() error{start, d.install, d.runPods, d.showRoles, d.showKeyless, d.replaceServer, d.check, d.end} {
 		if err := again(d.ctx, func() error { return d.watched(step) }, func(attempt int, err error) {
 			say("%v", err)
 			say("trying it again: attempt %d of %d", attempt, attempts)
@@ -166,10 +166,16 @@ func (d *demo) each(commands ...string) error {
 }
 
 func (d *demo) install() error {
-	title("iam4kube, as users install it")
+	title("iam4kube, as users install it who have no AWS key")
+	if err := d.each("apply -k ../manifests/namespace"); err != nil {
+		return err
+	}
+	if err := d.publish(); err != nil {
+		return err
+	}
 	return d.each(
-		"apply -k ../manifests/namespace",
 		"apply -k ../manifests/demo",
+		"-n iam4kube rollout status deployment/iam4kube-demo-sts --timeout=2m",
 		"-n iam4kube rollout status deployment/iam4kube-server --timeout=2m",
 		"-n iam4kube rollout status deployment/iam4kube-webhook --timeout=2m",
 		"-n iam4kube rollout status daemonset/iam4kube-ip2service --timeout=2m",

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"testing"
 
@@ -27,19 +26,20 @@ func TestEveryClientGetsItsPodsRole(t *testing.T) {
 	t.Cleanup(func() { wantNoLeaks(t) })
 	all := func(programs.Program) bool { return true }
 	for _, c := range []struct {
-		way  path
-		role string
-		runs func(programs.Program) bool
+		way         path
+		role        string
+		runs        func(programs.Program) bool
+		annotations []string
 	}{
-		{nodeWide, "role-13", all},
-		{inPod, "role-14", all},
-		{inPodToken, "role-18", all},
-		{withToken, "role-19", func(p programs.Program) bool { return p.Container.Proves() }},
+		{nodeWide, "external", all, []string{"iam.amazonaws.com/roleExternalId", "7Qx-external"}},
+		{inPod, "role-14", all, nil},
+		{inPodToken, "role-18", all, nil},
+		{withToken, "role-19", func(p programs.Program) bool { return p.Container.Proves() }, nil},
 		// A region is what those there would ask the node's metadata service for.
-		{onHost, "role-20", func(p programs.Program) bool { return p.Container.Proves() && !p.Region }},
+		{onHost, "role-20", func(p programs.Program) bool { return p.Container.Proves() && !p.Region }, nil},
 	} {
 		ns := namespace(t, c.way)
-		role(t, ns, c.role)
+		role(t, ns, c.role, c.annotations...)
 		create(t, machinePod(t, c.way.of(clientPod(ns, c.role, "wait"))))
 		pod := waitPod(t, ns, c.role, running)
 		for _, program := range programs.All {
@@ -131,14 +131,24 @@ var issued = regexp.MustCompile(`session=(\S+) outcome=\S* issued=(\S+)`)
 // sessionOf asks the fake STS whose credentials these are.
 func sessionOf(t *testing.T, accessKeyID string) string {
 	t.Helper()
+	granted := grantOf(t, accessKeyID)
+	if granted == "" {
+		return ""
+	}
+	return issued.FindStringSubmatch(granted)[1]
+}
+
+// grantOf is the line of the fake STS on these credentials, empty if they are not from there.
+func grantOf(t *testing.T, accessKeyID string) string {
+	t.Helper()
 	log, err := kubectl(context.WithoutCancel(t.Context()), "", "--namespace="+own, "logs", "deployment/iam4kube-demo-sts")
 	if err != nil {
 		t.Fatal(err)
 	}
-	lines := strings.Split(log, "\n")
-	i := slices.IndexFunc(lines, func(line string) bool { return strings.HasSuffix(line, "issued="+accessKeyID) })
-	if i < 0 {
-		return ""
+	for line := range strings.Lines(log) {
+		if line = strings.TrimSpace(line); strings.HasSuffix(line, "issued="+accessKeyID) {
+			return line
+		}
 	}
-	return issued.FindStringSubmatch(lines[i])[1]
+	return ""
 }

@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -26,6 +27,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/iam4kube/iam4kube/internal/server/issuer"
 	"github.com/iam4kube/iam4kube/test/cluster"
 	"github.com/iam4kube/iam4kube/test/images"
 )
@@ -86,7 +88,23 @@ func start() error {
 	if client, err = kubernetes.NewForConfig(config); err != nil {
 		return err
 	}
-	return errors.Join(install(ctx, "../../manifests/namespace"), install(ctx, both), injects(ctx))
+	return errors.Join(install(ctx, "../../manifests/namespace"), publish(ctx), install(ctx, both), injects(ctx))
+}
+
+// publish makes the documents of the issuer of manifests/demo, of which a server without an AWS key
+// has its tokens.
+func publish(ctx context.Context) error {
+	folder, err := os.MkdirTemp("", "issuer-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(folder)
+	if err := issuer.NewOperator("https://issuer.invalid/demo", client.CoreV1().Secrets(own), os.Stdout, nil).Print(ctx, folder); err != nil {
+		return err
+	}
+	_, err = kubectl(ctx, "", "--namespace="+own, "create", "configmap", "iam4kube-demo-issuer",
+		"--from-file="+filepath.Join(folder, ".well-known", "openid-configuration"), "--from-file="+filepath.Join(folder, "keys.json"))
+	return err
 }
 
 // injects waits until the API server reaches the webhook: kube-proxy writes its rules once a

@@ -82,7 +82,8 @@ func namespace(t *testing.T, way path) string {
 const account = "arn:aws:iam::111122223333:role/"
 
 // role makes a ServiceAccount of the role's name with that role. role-01 to role-24 are for
-// ServiceAccounts of their names; others is denied; external wants an external ID.
+// ServiceAccounts of their names; others is denied; external wants an external ID. Servers without
+// an AWS key get role-01 to role-03 alone; role-04 is for another's token.
 func role(t *testing.T, namespace, name string, annotations ...string) {
 	t.Helper()
 	serviceAccount(t, namespace, name, append([]string{"iam.amazonaws.com/roleArn", account + name}, annotations...)...)

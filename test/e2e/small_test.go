@@ -12,13 +12,19 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// Where nodes are few, servers are beside pods, and ip2service beside servers: pods get their
-// own roles from the server on their node and from the other, and servers nothing.
-func TestNoDedicatedNodes(t *testing.T) {
+// A small cluster off AWS has neither nodes of the server's own nor an AWS key.
+func TestSmallCluster(t *testing.T) {
 	t.Cleanup(func() { reinstall(t) })
 	if err := install(t.Context(), "manifests/small"); err != nil {
 		t.Fatal(err)
 	}
+	t.Run("NoDedicatedNodes", noDedicatedNodes)
+	t.Run("NoAWSKey", noAWSKey)
+}
+
+// Where nodes are few, servers are beside pods, and ip2service beside servers: pods get their
+// own roles from the server on their node and from the other, and servers nothing.
+func noDedicatedNodes(t *testing.T) {
 	servers, err := client.CoreV1().Pods(own).List(t.Context(), metav1.ListOptions{LabelSelector: "app.kubernetes.io/name=iam4kube-server", FieldSelector: "status.phase=Running"})
 	if err != nil {
 		t.Fatal(err)
@@ -51,6 +57,41 @@ func TestNoDedicatedNodes(t *testing.T) {
 		}
 	}
 	wantNoLeaks(t)
+}
+
+// Without an AWS key pods get the roles that trust their ServiceAccount as roles for IRSA do, by
+// both protocols, and are told why where the trust policy is for another's token.
+func noAWSKey(t *testing.T) {
+	t.Cleanup(func() { wantNoLeaks(t) })
+	for i, way := range []path{nodeWide, inPod, withToken} {
+		ns, name := namespace(t, way), fmt.Sprintf("role-%02d", 1+i)
+		role(t, ns, name)
+		create(t, clientPod(ns, name, "sdk"))
+		pod := waitPod(t, ns, name, ended)
+		a := decode(t, logs(t, ns, name, "client"))
+		granted := grantOf(t, a.AccessKeyID)
+		if a.Error != "" || !strings.Contains(granted, " AssumeRoleWithWebIdentity role="+account+name+" session="+ns+"@"+name+" ") {
+			t.Errorf("%s/%s has %+v of %q", pod.Namespace, pod.Name, a, granted)
+		}
+		if byToken := a.Provider == "CredentialsEndpointProvider"; byToken != (way == withToken) {
+			t.Errorf("%s: the SDK found them by %s", way, a.Provider)
+		}
+	}
+
+	ns := namespace(t, nodeWide)
+	role(t, ns, "role-04")
+	create(t, clientPod(ns, "role-04", "once"))
+	waitPod(t, ns, "role-04", ended)
+	const refused = "STS refuses the role … to ServiceAccount …: AccessDenied: Not authorized to perform sts:AssumeRoleWithWebIdentity " +
+		"(the trust policy has to allow sts:AssumeRoleWithWebIdentity to the identity provider … in the role's account, with …:sub system:serviceaccount:…:role-04 and …:aud sts.amazonaws.com). Check"
+	wantMessage(t, decode(t, logs(t, ns, "role-04", "client")).Error, refused)
+	eventually(t, "the event IAMRoleDenied", func() bool {
+		events := mustKubectl(t, "--namespace="+ns, "get", "events", "--field-selector=involvedObject.name=role-04,reason=IAMRoleDenied", "--output=jsonpath={.items[*].message}")
+		if events != "" {
+			wantMessage(t, events, refused)
+		}
+		return events != ""
+	})
 }
 
 // wantRefused asks from a server's own network namespace.

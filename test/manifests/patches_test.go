@@ -57,7 +57,7 @@ func shippedPatches(t *testing.T) (all []types.Patch) {
 	if err != nil || len(all) == 0 || len(components) < 3 {
 		t.Fatalf("%d patches by kubectl, components %q: %v", len(all), components, err)
 	}
-	for _, path := range append(components, filepath.Join(manifest("demo"), "kustomization.yaml")) {
+	for _, path := range append(components, filepath.Join(manifest("demo"), "aws", "kustomization.yaml"), filepath.Join(manifest("demo"), "web-identity", "kustomization.yaml")) {
 		text, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)

@@ -100,6 +100,7 @@ func shell(ctx context.Context, c cluster.Cluster) error {
   kubectl -n shop get events --field-selector reason=IAMRoleServing
   kubectl -n shop exec -it go -- sh                       # then: aws sts get-caller-identity --endpoint-url $AWS_ENDPOINT_URL_STS
   kubectl -n iam4kube logs -l app.kubernetes.io/name=iam4kube-server
+  kubectl -n iam4kube logs deployment/iam4kube-demo-sts   # which roles STS gave to whom: by tokens, there is no AWS key
   $CLUSTER exec worker-1 nft list table ip iam4kube       # the rules on a node
   $CLUSTER status                                         # packets that reached the machine's metadata service: 0
 

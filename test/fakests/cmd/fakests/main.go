@@ -1,12 +1,13 @@
 // Command fakests serves the fake STS of package fakests for demonstrations, and
-// the fake S3 beside it where it is told an address for that. It prints one line
-// for each request, without secrets.
+// beside it, where it is told an address for that, the fake S3 and the files of an
+// OpenID Connect issuer over https. It prints one line for each request, without secrets.
 //
 //	fakests -listen 127.0.0.1:4566 -accounts accounts.json -s3 127.0.0.1:4567 -s3-tls 127.0.0.1:4568
 //
-// The file holds {"keys": [{"accessKeyID", "secretAccessKey", "arn"}…], "roles":
-// [{"arn", "maxSessionDuration", "trust": {"principals", "externalID",
-// "sessionNames", "webIdentities"}}…]}.
+// The file holds {"keys": [{"accessKeyID", "secretAccessKey", "arn"}…], "providers":
+// [{"account", "url", "clientIDs"}…], "roles": [{"arn", "maxSessionDuration", "trust":
+// {"principals", "externalID", "sessionNames", "webIdentities", "federated",
+// "stringEquals", "stringLike"}}…]}.
 package main
 
 import (
@@ -17,41 +18,64 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/iam4kube/iam4kube/test/fakests"
 )
 
+// options are the flags.
+type options struct {
+	listen, accounts, region string
+	s3, s3TLS                string
+	web, webFiles, webTLS    string
+}
+
 func main() {
-	listen := flag.String("listen", "127.0.0.1:4566", "`address` to listen on")
-	accounts := flag.String("accounts", "", "JSON `file` with keys and roles")
-	region := flag.String("region", "us-east-1", "AWS `region` that requests must be signed for")
-	s3 := flag.String("s3", "", "`address` of the fake S3; default: none")
-	s3TLS := flag.String("s3-tls", "", "`address` of the fake S3 with TLS, with a certificate that nobody trusts; default: none")
+	var o options
+	flag.StringVar(&o.listen, "listen", "127.0.0.1:4566", "`address` to listen on")
+	flag.StringVar(&o.accounts, "accounts", "", "JSON `file` with keys, providers and roles")
+	flag.StringVar(&o.region, "region", "us-east-1", "AWS `region` that requests must be signed for")
+	flag.StringVar(&o.s3, "s3", "", "`address` of the fake S3; default: none")
+	flag.StringVar(&o.s3TLS, "s3-tls", "", "`address` of the fake S3 with TLS, with a certificate that nobody trusts; default: none")
+	flag.StringVar(&o.web, "web", "", "`address` of a web server with TLS, for the documents of an issuer; default: none")
+	flag.StringVar(&o.webFiles, "web-files", "", "`folder` with what it serves")
+	flag.StringVar(&o.webTLS, "web-tls", "", "`folder` with its tls.crt and tls.key")
 	flag.Parse()
-	if err := run(*listen, *s3, *s3TLS, *accounts, *region); err != nil {
+	if err := run(o); err != nil {
 		fmt.Fprintln(os.Stderr, "fakests:", err)
 		os.Exit(1)
 	}
 }
 
-func run(listen, s3Listen, s3TLSListen, accounts, region string) error {
-	file, err := os.ReadFile(accounts)
+func run(o options) error {
+	file, err := os.ReadFile(o.accounts)
 	if err != nil {
 		return fmt.Errorf("-accounts: %w", err)
 	}
-	fake := fakests.New(fakests.Config{Region: region, OnAnswer: printAttempt})
+	fake := fakests.New(fakests.Config{Region: o.region, OnAnswer: printAttempt})
 	if err := fake.Load(file); err != nil {
-		return fmt.Errorf("-accounts %s: %w", accounts, err)
+		return fmt.Errorf("-accounts %s: %w", o.accounts, err)
 	}
 	s3 := fake.S3()
 	s3.OnAnswer = printS3
+	webTLS := &tls.Config{MinVersion: tls.VersionTLS12}
+	if o.web != "" {
+		certificate, err := tls.LoadX509KeyPair(filepath.Join(o.webTLS, "tls.crt"), filepath.Join(o.webTLS, "tls.key"))
+		if err != nil {
+			return fmt.Errorf("-web-tls: %w", err)
+		}
+		webTLS.Certificates = []tls.Certificate{certificate}
+	}
 	ended := make(chan error)
 	for _, service := range []struct {
 		name, address string
 		handler       http.Handler
 		tls           *tls.Config
-	}{{"sts", listen, fake, nil}, {"s3", s3Listen, s3, nil}, {"s3-tls", s3TLSListen, s3, fakests.SelfSigned()}} {
+	}{
+		{"sts", o.listen, fake, nil}, {"s3", o.s3, s3, nil}, {"s3-tls", o.s3TLS, s3, fakests.SelfSigned()},
+		{"web", o.web, http.FileServer(http.Dir(o.webFiles)), webTLS},
+	} {
 		if service.address == "" {
 			continue
 		}

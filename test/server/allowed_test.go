@@ -117,6 +117,10 @@ func TestSessionTags(t *testing.T) {
 	const policy = "arn:aws:iam::aws:policy/ReadOnlyAccess"
 	annotations := w.annotations()
 	annotations[role.AnnotationPolicyARNs] = policy + ", arn:aws:iam::123456789012:policy/team/narrow"
+	// A tenant's word for a tag.
+	for _, name := range []string{"kubernetes-namespace", "iam.amazonaws.com/kubernetes-namespace", "iam.amazonaws.com/roleSessionTags"} {
+		annotations[name] = "kubernetes-namespace=kube-system"
+	}
 	w.createAccount(t, annotations)
 	w.createPod(t)
 	without.create(t)

@@ -77,16 +77,20 @@ func (x *Index) releaseNamespace(name string) {
 	}
 }
 
-// setNamespace takes over what is said of the namespace, for the roles in use too. It needs
-// changes.
-func (x *Index) setNamespace(n *Namespace) {
-	kept := x.namespaceOf(n.Name)
-	kept.tokens = n.Tokens
-	x.publish(func() {
-		kept.exists, kept.known, kept.tokensOnly, kept.allowed = true, true, n.TokensOnly, n.Allowed
-	})
+// setNamespaces takes over what is said of the namespaces, for the roles in use too. It goes through
+// the accounts once, because there are thousands of either. It needs changes.
+func (x *Index) setNamespaces(all ...*Namespace) {
+	said := make(map[*namespace]struct{}, len(all))
+	for _, n := range all {
+		kept := x.namespaceOf(n.Name)
+		kept.tokens = n.Tokens
+		x.publish(func() {
+			kept.exists, kept.known, kept.tokensOnly, kept.allowed = true, true, n.TokensOnly, n.Allowed
+		})
+		said[kept] = struct{}{}
+	}
 	for key, a := range x.accounts {
-		if a.namespace != kept || a.said == nil {
+		if _, ok := said[a.namespace]; !ok || a.said == nil {
 			continue
 		}
 		before := a.role
@@ -145,7 +149,7 @@ type namespaceSink struct{ *Index }
 
 func (s namespaceSink) Set(n *Namespace) {
 	s.change(func() []any {
-		s.setNamespace(n)
+		s.setNamespaces(n)
 		return []any{namespaceKey(n.Name)}
 	})
 }
@@ -162,9 +166,9 @@ func (s namespaceSink) Replace(namespaces []*Namespace) {
 		present := make(map[string]struct{}, len(namespaces))
 		for _, n := range namespaces {
 			present[n.Name] = struct{}{}
-			s.setNamespace(n)
 			keys = append(keys, namespaceKey(n.Name))
 		}
+		s.setNamespaces(namespaces...)
 		for name := range s.namespaces {
 			if _, ok := present[name]; !ok {
 				s.removeNamespace(name)

@@ -4,9 +4,28 @@ import (
 	"net"
 	"testing"
 
+	"github.com/cilium/ebpf"
+
 	"github.com/iam4kube/iam4kube/internal/ip2service/nftables"
 	"github.com/iam4kube/iam4kube/test/node"
 )
+
+// Where Remove has returned no program is run any more. Removed pins alone would have the kernel
+// detach them some time later, in any order.
+func TestWhatIsRemovedIsNotRunAnyMore(t *testing.T) {
+	r := newRig(t)
+	for range 20 {
+		r.sync(t, routesTo(r.endpoints...))
+		if _, err := r.kernel.Remove(); err != nil {
+			t.Fatal(err)
+		}
+		for _, at := range []ebpf.AttachType{ebpf.AttachCGroupInetEgress, ebpf.AttachCGroupInet4Connect, ebpf.AttachCGroupInet6Connect, ebpf.AttachCGroupSockOps} {
+			if run := effective(t, at); run != 0 {
+				t.Fatalf("%v: %d programs are run", at, run)
+			}
+		}
+	}
+}
 
 // From one data path to the other and back nobody is refused or let through, and what was
 // opened by one goes on with the other.

@@ -236,7 +236,14 @@ func (k *Kernel) Remove() (removed bool, err error) {
 	// The egress program first: without the others it drops what they would have led.
 	slices.SortFunc(pins, func(a, b os.DirEntry) int { return attachOrder(b.Name()) - attachOrder(a.Name()) })
 	for _, pin := range pins {
-		removeErr := os.Remove(filepath.Join(k.dir, pin.Name()))
+		path := filepath.Join(k.dir, pin.Name())
+		// A removed pin alone has the kernel detach the program some time later (findings/). It has
+		// to do for who may not do more.
+		if l, loadErr := link.LoadPinnedLink(path, nil); loadErr == nil {
+			_ = l.Detach()
+			_ = l.Close()
+		}
+		removeErr := os.Remove(path)
 		removed = removed || removeErr == nil
 		err = errors.Join(err, removeErr)
 	}

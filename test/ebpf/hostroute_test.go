@@ -108,7 +108,7 @@ func TestHostRoutingPassesNetfilterByAndNotThePrograms(t *testing.T) {
 // Changes of the endpoints under load neither refuse a connection nor let one through, with
 // nothing but the programs to see them.
 func TestSyncsUnderLoadBesideHostRouting(t *testing.T) {
-	const syncs, connects = 500, 20_000
+	const syncs, connects = 500, 30_000
 	r := newRig(t)
 	r.hostRouting(t)
 	// Connections are being opened while their endpoint leaves, so it stays live.

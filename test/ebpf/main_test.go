@@ -5,6 +5,7 @@
 package ebpf
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -20,7 +21,9 @@ import (
 
 func TestMain(m *testing.M) {
 	if netns.Check() != nil { // still where modules can be fetched
-		if _, err := node.Program(true); err != nil {
+		_, err := node.Program(true)
+		_, cilium := ciliumObject()
+		if err := errors.Join(err, cilium); err != nil {
 			fmt.Fprintln(os.Stderr, "ebpf:", err)
 			os.Exit(1)
 		}

@@ -70,9 +70,8 @@ func TestEndpointsOfAnEarlierRunStay(t *testing.T) {
 	}
 }
 
-// attachAbove attaches a program that lets everything pass to the cgroup above that of pods,
-// where a network plugin's are.
-func attachAbove(t *testing.T, flags uint32) {
+// passing is a program that lets everything pass.
+func passing(t *testing.T) *ebpf.Program {
 	t.Helper()
 	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{
 		Name: "other", Type: ebpf.CGroupSockAddr, AttachType: ebpf.AttachCGroupInet4Connect, License: "GPL",
@@ -81,6 +80,13 @@ func attachAbove(t *testing.T, flags uint32) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { program.Close() })
+	return program
+}
+
+// attachAbove attaches a program to the cgroup above that of pods, where a network plugin's are.
+func attachAbove(t *testing.T, program *ebpf.Program, flags uint32) {
+	t.Helper()
 	cgroup, err := os.Open(filepath.Dir(netns.Kubepods()))
 	if err != nil {
 		t.Fatal(err)
@@ -90,7 +96,7 @@ func attachAbove(t *testing.T, flags uint32) {
 	}
 	t.Cleanup(func() {
 		err := link.RawDetachProgram(link.RawDetachProgramOptions{Target: int(cgroup.Fd()), Program: program, Attach: ebpf.AttachCGroupInet4Connect})
-		if err = errors.Join(err, program.Close(), cgroup.Close()); err != nil {
+		if err = errors.Join(err, cgroup.Close()); err != nil {
 			t.Error(err)
 		}
 	})
@@ -120,10 +126,10 @@ func TestProgramsOfOthersAreNotSwitchedOff(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t)
 			if c.before {
-				attachAbove(t, c.flags)
+				attachAbove(t, passing(t), c.flags)
 			} else {
 				r.sync(t, routesTo(r.endpoints...))
-				attachAbove(t, c.flags)
+				attachAbove(t, passing(t), c.flags)
 			}
 			_, err := r.kernel.Sync(routesTo(r.endpoints...))
 			if (err == nil) != (c.refuse == "") || err != nil && !strings.Contains(err.Error(), c.refuse) {
@@ -132,19 +138,24 @@ func TestProgramsOfOthersAreNotSwitchedOff(t *testing.T) {
 			if err != nil && !errors.Is(err, routes.ErrUnsupported) {
 				t.Errorf("%v is not %v", err, routes.ErrUnsupported)
 			}
-			own, err := os.Open(netns.OwnCgroup())
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer own.Close()
-			result, err := link.QueryPrograms(link.QueryOptions{Target: int(own.Fd()), Attach: ebpf.AttachCGroupInet4Connect, QueryFlags: 1})
-			if err != nil {
-				t.Fatal(err)
-			}
-			effective := len(result.Programs)
-			if want := map[string]int{"": 2}[c.refuse]; effective != max(want, 1) {
-				t.Errorf("%d programs are run, want %d", effective, max(want, 1))
+			if run, want := effective(t, ebpf.AttachCGroupInet4Connect), map[string]int{"": 2}[c.refuse]; run != max(want, 1) {
+				t.Errorf("%d programs are run, want %d", run, max(want, 1))
 			}
 		})
 	}
+}
+
+// effective is how many programs the kernel runs for pods.
+func effective(t *testing.T, at ebpf.AttachType) int {
+	t.Helper()
+	own, err := os.Open(netns.OwnCgroup())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer own.Close()
+	result, err := link.QueryPrograms(link.QueryOptions{Target: int(own.Fd()), Attach: at, QueryFlags: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(result.Programs)
 }

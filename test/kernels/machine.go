@@ -17,8 +17,8 @@ import (
 	"github.com/iam4kube/iam4kube/test/kernels/job"
 )
 
-// timeout is for a machine that hangs, after testTimeout for each of two packages.
-const timeout = 100 * time.Minute
+// timeout is for a machine that hangs, after testTimeout for each of three packages.
+const timeout = 150 * time.Minute
 
 // commandLine of the kernel. The clock is the host's, which is cheap to read, and steady,
 // although the kernel mistrusts it under emulation.

@@ -16,20 +16,32 @@ func reportConnections(results map[int][]result) {
 	title := func(what string) string {
 		return fmt.Sprintf("%s from a pod to endpoints, all on one processor; %d rounds in turns;\nwho answered was checked", what, rounds)
 	}
-	rows := func(cells func(r, base result) string) func(*tabwriter.Writer, int) {
+	rows := func(cells func(w way, r, base result) string) func(*tabwriter.Writer, int) {
 		return func(table *tabwriter.Writer, count int) {
 			for i, r := range results[count] {
-				fmt.Fprintf(table, "  %s\t%s\t\n", ways[i].name, cells(r, results[count][0]))
+				fmt.Fprintf(table, "  %s\t%s\t\n", ways[i].name, cells(ways[i], r, results[count][0]))
 			}
 		}
 	}
-	report(title("connections"), fmt.Sprintf("\tper second\tratio\tp50, µs\tratio\tat %d/s: p50, µs\tratio\tp99, µs\t", fixedRate),
-		rows(func(r, base result) string {
-			return r.saturated.cells(base.saturated) + fmt.Sprintf("\t%.1f\t%.2f\t%.0f",
+	report(title("connections"), fmt.Sprintf("\tper second\tratio\tp50, µs\tratio\tcontract\tat %d/s: p50, µs\tratio\tp99, µs\t", fixedRate),
+		rows(func(w way, r, base result) string {
+			p50 := percentile(r.saturated.took, 50) / percentile(base.saturated.took, 50)
+			return r.saturated.cells(base.saturated) + fmt.Sprintf("\t%s\t%.1f\t%.2f\t%.0f", contract(p50, w.most.connect),
 				percentile(r.paced, 50), percentile(r.paced, 50)/percentile(base.paced, 50), percentile(r.paced, 99))
 		}))
 	report(title("requests on open connections"), "\tper second\tratio\tp50, µs\tratio\t",
-		rows(func(r, base result) string { return r.requests.cells(base.requests) }))
+		rows(func(_ way, r, base result) string { return r.requests.cells(base.requests) }))
+}
+
+// contract is the bound, and whether what was measured keeps it.
+func contract(measured, most float64) string {
+	switch {
+	case most == 0:
+		return ""
+	case measured > most:
+		return fmt.Sprintf("≤ %.2f MISSED", most)
+	}
+	return fmt.Sprintf("≤ %.2f", most)
 }
 
 func (r runs) cells(base runs) string {
@@ -39,7 +51,7 @@ func (r runs) cells(base runs) string {
 
 func reportApply(results map[int][]applied) {
 	report(fmt.Sprintf("bringing rules into the kernel, ms; %d times, at first %d", changes, firsts),
-		"\tfirst, p50\tone endpoint changed, p50\tp99\tno change, p50\tp99\t",
+		"\tfirst, p50\tone endpoint changed, p50\tp99\tno change, p50\tp99\tcontract, one changed, p99\t",
 		func(table *tabwriter.Writer, count int) {
 			for _, r := range results[count] {
 				fmt.Fprintf(table, "  %s", r.name)
@@ -53,7 +65,7 @@ func reportApply(results map[int][]applied) {
 					}
 					fmt.Fprintf(table, "\t%.2f", percentile(p.took, p.percent)/1000)
 				}
-				fmt.Fprintln(table, "\t")
+				fmt.Fprintf(table, "\t%s\t\n", contract(percentile(r.change, 99)/1000, r.most))
 			}
 		})
 }

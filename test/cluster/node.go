@@ -81,6 +81,10 @@ func (n *node) mount() error {
 	if err := syscall.Mount(n.path("var"), "/var", "", syscall.MS_BIND, ""); err != nil {
 		return fmt.Errorf("mounting /var: %w", err)
 	}
+	// What is pinned here is the node's own, and goes when it is powered off.
+	if err := syscall.Mount("bpf", "/sys/fs/bpf", "bpf", 0, "mode=700"); err != nil {
+		return fmt.Errorf("mounting /sys/fs/bpf: %w", err)
+	}
 	for setting, value := range map[string]string{"vm/overcommit_memory": "1", "kernel/panic": "10", "kernel/panic_on_oops": "1"} {
 		file := n.path(filepath.Base(setting))
 		if err := os.WriteFile(file, []byte(value+"\n"), 0o644); err != nil {

@@ -12,34 +12,42 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// confined is what the kernel says of ip2service in either mode: one capability, which it has
-// from its file, no way to get others, no root.
-var confined = map[string]string{
-	"Uid": "65532 65532 65532 65532", "Gid": "65532 65532 65532 65532",
-	"CapInh": "0000000000000000", "CapPrm": netAdmin, "CapEff": netAdmin, "CapBnd": netAdmin, "CapAmb": "0000000000000000",
-	"NoNewPrivs": "1", "Seccomp": "2",
-}
-
-// netAdmin is 1<<CAP_NET_ADMIN.
-const netAdmin = "0000000000001000"
-
-func wantConfined(t *testing.T, pod *corev1.Pod, container string) {
-	t.Helper()
-	got := status(t, pod, container)
-	maps.DeleteFunc(got, func(name, _ string) bool { return confined[name] == "" })
-	if !maps.Equal(got, confined) {
-		t.Errorf("%s of %s/%s: %v, want %v", container, pod.Namespace, pod.Name, got, confined)
+// confined is what the kernel says of ip2service as this user with these capabilities, which are
+// all that it can get.
+func confined(user, capabilities string) map[string]string {
+	ids := strings.TrimSpace(strings.Repeat(user+" ", 4)) // real, effective, saved, of the file system
+	return map[string]string{
+		"Uid": ids, "Gid": ids,
+		"CapInh": "0000000000000000", "CapPrm": capabilities, "CapEff": capabilities, "CapBnd": capabilities, "CapAmb": "0000000000000000",
+		"NoNewPrivs": "1", "Seccomp": "2",
 	}
 }
 
-func TestIP2ServiceHasNothingButNetAdmin(t *testing.T) {
+// netAdmin is 1<<CAP_NET_ADMIN, and bpfToo has 1<<CAP_BPF besides.
+const netAdmin, bpfToo = "0000000000001000", "0000008000001000"
+
+func wantConfined(t *testing.T, pod *corev1.Pod, container string, want map[string]string) {
+	t.Helper()
+	got := status(t, pod, container)
+	maps.DeleteFunc(got, func(name, _ string) bool { return want[name] == "" })
+	if !maps.Equal(got, want) {
+		t.Errorf("%s of %s/%s: %v, want %v", container, pod.Namespace, pod.Name, got, want)
+	}
+}
+
+// It has the one capability from its file and is not root, but for eBPF.
+func TestIP2ServiceHasNothingButItsCapabilities(t *testing.T) {
 	t.Parallel()
+	want := confined("65532", netAdmin)
+	if dataPath == "ebpf" {
+		want = confined("0", bpfToo)
+	}
 	pods, err := client.CoreV1().Pods(own).List(t.Context(), metav1.ListOptions{LabelSelector: "app.kubernetes.io/name=iam4kube-ip2service"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, pod := range pods.Items {
-		wantConfined(t, &pod, "ip2service")
+		wantConfined(t, &pod, "ip2service", want)
 	}
 	if len(pods.Items) != 2 {
 		t.Errorf("%d pods of ip2service, want one on each worker", len(pods.Items))
@@ -65,7 +73,7 @@ func TestInitContainerHasNothingButNetAdmin(t *testing.T) {
 	}
 	for name := range pods {
 		pod := waitPod(t, ns, name, initialising)
-		wantConfined(t, pod, "iam4kube-ip2service")
+		wantConfined(t, pod, "iam4kube-ip2service", confined("65532", netAdmin))
 	}
 	release()
 	for name := range pods {

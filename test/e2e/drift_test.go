@@ -33,15 +33,15 @@ func TestServerSideApplyTakesOver(t *testing.T) {
 // there differs from most of them: that is what conflicts are forced for.
 func TestOverlaysPassStrictFieldValidation(t *testing.T) {
 	t.Parallel()
-	overlays, err := filepath.Glob("../../manifests/*/kustomization.yaml")
-	if err != nil || len(overlays) < 9 {
-		t.Fatalf("%q, %v", overlays, err)
+	users, err := filepath.Glob("../../manifests/*/kustomization.yaml")
+	if err != nil || len(users) < 9 {
+		t.Fatalf("%q, %v", users, err)
 	}
-	tests, err := filepath.Glob("manifests/*/kustomization.yaml")
+	tests, err := filepath.Glob(overlays + "/*/kustomization.yaml")
 	if err != nil || len(tests) < 2 {
 		t.Fatalf("%q, %v", tests, err)
 	}
-	for _, file := range slices.Concat(overlays, tests) {
+	for _, file := range slices.Concat(users, tests) {
 		overlay := filepath.Dir(file)
 		if filepath.Base(overlay) == "init-image" {
 			continue // a transformer

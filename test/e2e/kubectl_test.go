@@ -15,8 +15,11 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 )
 
+// overlays is the folder of the data path's.
+var overlays = map[string]string{"nftables": "manifests", "ebpf": "manifests/ebpf"}[dataPath]
+
 // both is the overlay that is applied at the start and that every test leaves in place.
-const both = "manifests/both"
+var both = overlays + "/both"
 
 // kubectl runs it with all rights, with input on its standard input.
 func kubectl(ctx context.Context, input string, args ...string) (string, error) {

@@ -3,8 +3,9 @@
 // Package e2e runs what users apply, on a real cluster, with real pods: `make e2e`.
 //
 // One run is one column: kube-proxy's mode by IAM4KUBE_E2E_PROXY (nftables, iptables), the CNI
-// plug-in by IAM4KUBE_E2E_CNI (ptp, bridge). With IAM4KUBE_E2E_KEEP the cluster stays, for
-// `cluster shell`. Throughout the run no packet may reach the metadata service of the machine.
+// plug-in by IAM4KUBE_E2E_CNI (ptp, bridge), what leads pods by IAM4KUBE_E2E_DATA_PATH (nftables,
+// ebpf). With IAM4KUBE_E2E_KEEP the cluster stays, for `cluster shell`. Throughout the run no
+// packet may reach the metadata service of the machine.
 //
 // Tests that disturb the cluster, or measure, come first, one after the other; those that call
 // t.Parallel are beside each other after them.
@@ -42,11 +43,12 @@ const (
 )
 
 var (
-	machine cluster.Cluster
-	config  *rest.Config
-	client  kubernetes.Interface
-	proxy   = cmp.Or(os.Getenv("IAM4KUBE_E2E_PROXY"), "nftables")
-	cni     = cmp.Or(os.Getenv("IAM4KUBE_E2E_CNI"), "ptp")
+	machine  cluster.Cluster
+	config   *rest.Config
+	client   kubernetes.Interface
+	proxy    = cmp.Or(os.Getenv("IAM4KUBE_E2E_PROXY"), "nftables")
+	cni      = cmp.Or(os.Getenv("IAM4KUBE_E2E_CNI"), "ptp")
+	dataPath = cmp.Or(os.Getenv("IAM4KUBE_E2E_DATA_PATH"), "nftables")
 )
 
 func TestMain(m *testing.M) {

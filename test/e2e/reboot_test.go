@@ -92,7 +92,7 @@ func renewed(ctx context.Context, t *testing.T) time.Time {
 // A new node that comes with the start-up taint takes no pods before its rules are in.
 func TestStartupTaint(t *testing.T) {
 	t.Cleanup(func() { startAgain(t) })
-	if err := install(t.Context(), "manifests/startup-taint"); err != nil {
+	if err := install(t.Context(), overlays+"/startup-taint"); err != nil {
 		t.Fatal(err)
 	}
 	if err := machine.PowerOff(t.Context(), rebooted); err != nil {

@@ -15,7 +15,7 @@ import (
 // A small cluster off AWS has neither nodes of the server's own nor an AWS key.
 func TestSmallCluster(t *testing.T) {
 	t.Cleanup(func() { reinstall(t) })
-	if err := install(t.Context(), "manifests/small"); err != nil {
+	if err := install(t.Context(), overlays+"/small"); err != nil {
 		t.Fatal(err)
 	}
 	t.Run("NoDedicatedNodes", noDedicatedNodes)

@@ -40,6 +40,10 @@ func TestUninstallAndInstallAgain(t *testing.T) {
 		if tables := onNode(t, node, "nft", "list", "tables"); strings.Contains(tables, "iam4kube") {
 			t.Errorf("%s still has\n%s", node, tables)
 		}
+		// The folder stays where it is a container's mount.
+		if pins := onNode(t, node, "sh", "-c", "ls /sys/fs/bpf/iam4kube 2>&1 || true"); strings.Contains(pins, "iam4kube_") {
+			t.Errorf("%s still has\n%s", node, pins)
+		}
 	}
 	untilKnocks(t, injected, always(func(k knocks) bool { return k.only("refused", "timeout") }))
 	// As the documentation says. This is also what shows that covered pods are.
@@ -65,7 +69,8 @@ func TestUninstallAndInstallAgain(t *testing.T) {
 	wantNoLeaks(t)
 }
 
-// uninstallCommands are what the user reads, on the overlay with the tests' images.
+// uninstallCommands are what the user reads, with the overlays of the tests, which have the
+// images.
 func uninstallCommands(t *testing.T) (commands []string) {
 	t.Helper()
 	text, err := os.ReadFile("../../manifests/uninstall/kustomization.yaml")
@@ -74,7 +79,7 @@ func uninstallCommands(t *testing.T) (commands []string) {
 	}
 	for line := range strings.Lines(string(text)) {
 		if command, ok := strings.CutPrefix(line, "#   "); ok {
-			commands = append(commands, strings.TrimSpace(command))
+			commands = append(commands, strings.ReplaceAll(strings.TrimSpace(command), "manifests/", overlays+"/"))
 		}
 	}
 	if len(commands) < 7 {
@@ -83,7 +88,7 @@ func uninstallCommands(t *testing.T) (commands []string) {
 	return commands
 }
 
-// shell runs what a user types. Here manifests/ is the tests' own.
+// shell runs what a user types.
 func shell(t *testing.T, command string) {
 	t.Helper()
 	kubectl, err := machine.Kubectl(t.Context())

@@ -93,7 +93,7 @@ test-page: control-plane ## the page of the debug listener in Chromium, as root 
 KERNELS ?= bookworm
 .PHONY: test-kernels
 test-kernels: ## what the kernel does, on Debian's kernels KERNELS, each booted in an emulated machine; as root on Debian
-	hack/debian-packages.sh iproute2 iptables kmod nftables qemu-system-x86 xz-utils
+	hack/debian-packages.sh clang iproute2 iptables kmod nftables qemu-system-x86 xz-utils
 	cd test && $(GORUN) ./kernels $(TESTFLAGS) $(KERNELS)
 
 .PHONY: bench
@@ -119,21 +119,23 @@ demo-shell: ## a shell in which kubectl finds the demo's cluster
 demo-down: ## take the demo's cluster down
 	cd test && $(GORUN) ./cluster/cmd/cluster down
 
-# One column of the matrix; E2E_PROXY and E2E_CNI choose it.
+# One column of the matrix; E2E_PROXY, E2E_CNI and E2E_DATA_PATH choose it.
 E2E_PROXY ?= nftables
 E2E_CNI ?= ptp
+E2E_DATA_PATH ?= nftables
 # What waits for minutes, for e2e-all: an outage that differs from the one of a minute in nothing but its length.
 E2E_SKIP ?= TestZeroDowntime/API_server_down_for_five_minutes
 .PHONY: e2e
-e2e: cluster-tools client-tools network-policy ## end-to-end tests on that cluster, with kube-proxy's mode E2E_PROXY and the CNI plug-in E2E_CNI
-	cd test && IAM4KUBE_E2E_PROXY=$(E2E_PROXY) IAM4KUBE_E2E_CNI=$(E2E_CNI) \
+e2e: cluster-tools client-tools network-policy ## end-to-end tests on that cluster, with kube-proxy's mode E2E_PROXY, the CNI plug-in E2E_CNI and ip2service's E2E_DATA_PATH
+	cd test && IAM4KUBE_E2E_PROXY=$(E2E_PROXY) IAM4KUBE_E2E_CNI=$(E2E_CNI) IAM4KUBE_E2E_DATA_PATH=$(E2E_DATA_PATH) \
 		$(GOTEST) -tags e2e -count 1 -parallel 16 -timeout 60m -v -skip '$(E2E_SKIP)' $(TESTFLAGS) ./e2e
 
 .PHONY: e2e-all
-e2e-all: ## the whole matrix, one column after the other, each with what takes minutes of waiting
+e2e-all: ## the whole matrix, one column after the other, each with what takes minutes of waiting; and one by eBPF
 	for proxy in nftables iptables; do for cni in ptp bridge; do \
 		$(MAKE) e2e E2E_PROXY=$$proxy E2E_CNI=$$cni E2E_SKIP=; \
 	done; done
+	$(MAKE) e2e E2E_DATA_PATH=ebpf E2E_SKIP=
 
 .PHONY: images
 images: image-tools ## the Dockerfile's images, built as the cluster's are, with buildah; prints the archives
@@ -143,7 +145,7 @@ images: image-tools ## the Dockerfile's images, built as the cluster's are, with
 test-tools: control-plane image-tools client-tools # what `test` needs and the checkout does not hold
 	cd test && $(GORUN) ./controlplane/cmd/build certmanager
 	cd test && $(GORUN) ./controlplane/cmd/build helm
-	hack/debian-packages.sh iproute2 iptables nftables openssl python3-cryptography python3-jwt
+	hack/debian-packages.sh clang iproute2 iptables nftables openssl python3-cryptography python3-jwt
 	$(MAKE) $(PROMETHEUS)
 
 .PHONY: client-tools

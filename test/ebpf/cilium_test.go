@@ -1,14 +1,9 @@
 package ebpf
 
 import (
-	"crypto/sha256"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"net/netip"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -17,53 +12,11 @@ import (
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
-	"github.com/iam4kube/iam4kube/test/checkout"
-	"github.com/iam4kube/iam4kube/test/controlplane"
 	"github.com/iam4kube/iam4kube/test/netns"
+	"github.com/iam4kube/iam4kube/test/socketlb"
 )
 
-// ciliumFlags compile Cilium's socket load balancing as its agent does where it replaces kube-proxy,
-// for the sockets of pods, too.
-var ciliumFlags = []string{
-	"-O2", "-g", "-w", "--target=bpf", "-std=gnu99", "-mcpu=v3", "-nostdinc", "-ftrap-function=__undefined_trap",
-	"-DENABLE_IPV4", "-DENABLE_IPV6", "-DENABLE_NODEPORT", "-DENABLE_SOCKET_LB_FULL", "-DENABLE_SOCKET_LB_PEER",
-}
-
-// ciliumObject is Cilium's socket load balancing, compiled from its published sources, which are
-// fetched. It stays in the cache.
-func ciliumObject() (object string, err error) {
-	cache, err := controlplane.CacheDir()
-	if err != nil {
-		return "", err
-	}
-	module := checkout.Path("test", "build", "cilium")
-	sums, err := os.ReadFile(filepath.Join(module, "go.sum"))
-	if err != nil {
-		return "", err
-	}
-	object = filepath.Join(cache, fmt.Sprintf("cilium-%x.o", sha256.Sum256(fmt.Append(sums, ciliumFlags)))[:23]+".o")
-	if _, err := os.Stat(object); err == nil {
-		return object, nil
-	}
-	download := exec.Command("go", "mod", "download", "-json", "github.com/cilium/cilium")
-	download.Dir, download.Env = module, append(os.Environ(), "GOFLAGS=")
-	output, err := download.Output()
-	if err != nil {
-		return "", fmt.Errorf("fetching Cilium's sources: %w: %s", err, output)
-	}
-	var sources struct{ Dir string }
-	if err := json.Unmarshal(output, &sources); err != nil {
-		return "", err
-	}
-	bpf, partial := filepath.Join(sources.Dir, "bpf"), fmt.Sprint(object, ".", os.Getpid())
-	compile := exec.Command("clang", slices.Concat(ciliumFlags, []string{"-I" + bpf, "-I" + filepath.Join(bpf, "include"), "-c", filepath.Join(bpf, "bpf_sock.c"), "-o", partial})...)
-	if output, err := compile.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("compiling Cilium's bpf_sock.c, for which Debian's package clang is needed: %w: %s", err, output)
-	}
-	return object, os.Rename(partial, object)
-}
-
-// cilium is its socket load balancing, in the kernel.
+// cilium is Cilium's socket load balancing, in the kernel.
 type cilium struct {
 	*ebpf.Collection
 
@@ -75,7 +28,7 @@ type cilium struct {
 // loadCilium loads it, without attaching it.
 func loadCilium(t *testing.T) *cilium {
 	t.Helper()
-	object, err := ciliumObject()
+	object, err := socketlb.Object()
 	if err != nil {
 		t.Fatal(err)
 	}

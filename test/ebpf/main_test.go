@@ -17,12 +17,13 @@ import (
 	"github.com/iam4kube/iam4kube/internal/ip2service/routes"
 	"github.com/iam4kube/iam4kube/test/netns"
 	"github.com/iam4kube/iam4kube/test/node"
+	"github.com/iam4kube/iam4kube/test/socketlb"
 )
 
 func TestMain(m *testing.M) {
 	if netns.Check() != nil { // still where modules can be fetched
 		_, err := node.Program(true)
-		_, cilium := ciliumObject()
+		_, cilium := socketlb.Object()
 		if err := errors.Join(err, cilium); err != nil {
 			fmt.Fprintln(os.Stderr, "ebpf:", err)
 			os.Exit(1)

@@ -26,6 +26,7 @@ import (
 	"github.com/iam4kube/iam4kube/test/environment"
 	"github.com/iam4kube/iam4kube/test/kernels/job"
 	"github.com/iam4kube/iam4kube/test/node"
+	"github.com/iam4kube/iam4kube/test/socketlb"
 )
 
 func main() {
@@ -135,7 +136,8 @@ func compile(ctx context.Context, dir string, packages []string) error {
 	}
 	_, program := node.Program(false)
 	_, init := node.InitProgram()
-	return errors.Join(program, init)
+	_, cilium := socketlb.Object()
+	return errors.Join(program, init, cilium)
 }
 
 // judge adds a kernel's results to the summary, and says which are missing or no success.

@@ -30,18 +30,22 @@ type fixture struct {
 	pod    *corev1.Pod
 	quotas []*corev1.ResourceQuota
 	ranges []*corev1.LimitRange
-	// ownService: the result is that of another Service than the one of these tests.
-	ownService bool
+	// service is another than the one of these tests, if the result is for that.
+	service *corev1.Service
+	// only is that the namespace insists on tokens.
+	only bool
 
-	outcome inject.Outcome
-	reason  inject.Reason
-	message string
-	patched *corev1.Pod
+	outcome  inject.Outcome
+	reason   inject.Reason
+	message  string
+	warnings []string
+	patched  *corev1.Pod
 }
 
-func fixtures(t testing.TB) (all []fixture) {
+// fixtures are those of the init container, or in a folder of theirs.
+func fixtures(t testing.TB, folders ...string) (all []fixture) {
 	t.Helper()
-	paths, err := filepath.Glob("../../internal/webhook/inject/testdata/*.yaml")
+	paths, err := filepath.Glob(filepath.Join(append(append([]string{"..", "..", "internal", "webhook", "inject", "testdata"}, folders...), "*.yaml")...))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,7 +54,7 @@ func fixtures(t testing.TB) (all []fixture) {
 			all = append(all, readFixture(t, name, path))
 		}
 	}
-	if len(all) < 40 {
+	if len(all) < 25 {
 		t.Fatalf("%d fixtures", len(all))
 	}
 	return all
@@ -71,7 +75,7 @@ func readFixture(t testing.TB, name, path string) fixture {
 		if err != nil {
 			t.Fatal(err)
 		}
-		var kind metav1.TypeMeta
+		var kind metav1.PartialObjectMetadata
 		decode(t, document, &kind)
 		switch kind.Kind {
 		case "Pod":
@@ -84,20 +88,24 @@ func readFixture(t testing.TB, name, path string) fixture {
 			f.ranges = append(f.ranges, &corev1.LimitRange{})
 			decode(t, document, f.ranges[len(f.ranges)-1])
 		case "Service":
-			f.ownService = true
+			f.service = &corev1.Service{}
+			decode(t, document, f.service)
+		case "Namespace":
+			f.only = kind.Labels[labelIdentity] == "token"
 		}
 	}
 	if text, err = os.ReadFile(strings.TrimSuffix(path, ".yaml") + ".out.yaml"); err != nil {
 		t.Fatal(err)
 	}
 	var out struct {
-		Outcome inject.Outcome
-		Reason  inject.Reason
-		Message string
-		Pod     *corev1.Pod
+		Outcome  inject.Outcome
+		Reason   inject.Reason
+		Message  string
+		Warnings []string
+		Pod      *corev1.Pod
 	}
 	decode(t, text, &out)
-	f.outcome, f.reason, f.message, f.patched = out.Outcome, out.Reason, out.Message, out.Pod
+	f.outcome, f.reason, f.message, f.warnings, f.patched = out.Outcome, out.Reason, out.Message, out.Warnings, out.Pod
 	return f
 }
 
@@ -109,12 +117,12 @@ func decode(t testing.TB, document []byte, into any) {
 }
 
 // namespace makes one with what the fixture has beside the pod.
-func (f fixture) namespace(t *testing.T, label string) string {
+func (f fixture) namespace(t *testing.T, labels map[string]string) string {
 	t.Helper()
-	if label == inject.Enabled && (f.pod.Namespace == "kube-system" || f.pod.Namespace == ownNamespace) {
+	if len(labels) > 0 && (f.pod.Namespace == "kube-system" || f.pod.Namespace == ownNamespace) {
 		return f.pod.Namespace
 	}
-	name := newNamespace(t, label, nil)
+	name := newNamespace(t, "", labels)
 	core := cp.Client.CoreV1()
 	for _, r := range f.ranges {
 		if _, err := core.LimitRanges(name).Create(t.Context(), r, metav1.CreateOptions{}); err != nil {
@@ -149,8 +157,8 @@ func TestFixturesThroughTheAPIServer(t *testing.T) {
 	}
 	for _, f := range fixtures(t) {
 		t.Run(f.name, func(t *testing.T) {
-			namespace, without := f.namespace(t, inject.Enabled), f.namespace(t, "")
-			if f.ownService {
+			namespace, without := f.namespace(t, optIn), f.namespace(t, nil)
+			if f.service != nil {
 				if f.patched != nil { // what was made for the other Service
 					submit(t, without, f.patched)
 				}

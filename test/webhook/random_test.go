@@ -17,7 +17,16 @@ import (
 // TestRandomPodsStayValid: whatever the API server accepts without injection it accepts
 // with it, and the second time nothing changes.
 func TestRandomPodsStayValid(t *testing.T) {
-	startReady(t)
+	for name, begin := range ways {
+		t.Run(name, func(t *testing.T) {
+			begin(t)
+			testRandomPods(t)
+		})
+	}
+}
+
+func testRandomPods(t *testing.T) {
+	t.Helper()
 	namespace, without := newNamespace(t, inject.Enabled, nil), newNamespace(t, "", nil)
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)

@@ -17,11 +17,19 @@ import (
 // The admission plugin AlwaysPullImages changes what is injected, and refuses pods in which
 // that is undone.
 func TestAlwaysPullImages(t *testing.T) {
+	for name, begin := range ways {
+		t.Run(name, func(t *testing.T) { testAlwaysPullImages(t, begin) })
+	}
+}
+
+func testAlwaysPullImages(t *testing.T, begin func(testing.TB)) {
+	t.Helper()
 	all := cp
 	t.Cleanup(func() { cp = all }) // after those of what runs here
 	var err error
 	if cp, err = controlplane.Start(t.Context(), controlplane.Options{
-		APIServerArgs: []string{"--service-cluster-ip-range=10.96.0.0/16", "--enable-admission-plugins=AlwaysPullImages"},
+		ServiceAccountAdmission: true,
+		APIServerArgs:           []string{"--service-cluster-ip-range=10.96.0.0/16", "--enable-admission-plugins=AlwaysPullImages"},
 	}); err != nil {
 		cp = all
 		t.Fatal(err)
@@ -35,7 +43,7 @@ func TestAlwaysPullImages(t *testing.T) {
 	if err := errors.Join(cp.CreateNamespace(t.Context(), ownNamespace), cp.ApplyFiles(t.Context(), manifest("webhook-rbac.yaml")), createService(t.Context())); err != nil {
 		t.Fatal(err)
 	}
-	startReady(t)
+	begin(t)
 	namespace := newNamespace(t, inject.Enabled, nil)
 	created, err := create(t, namespace, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "app"}, Spec: plainSpec()})
 	if err != nil {

@@ -53,7 +53,7 @@ func chart() string { return checkout.Path("charts", "iam4kube") }
 // rendered is what the chart makes of values, given as Helm's arguments.
 func rendered(t *testing.T, program string, values ...string) []*unstructured.Unstructured {
 	t.Helper()
-	args := append([]string{"template", "iam4kube", chart()}, values...)
+	args := append([]string{"template", "iam4kube", chart(), "--kube-version", "1.37"}, values...)
 	stdout, stderr, err := helm(t, program, args...)
 	if err != nil {
 		t.Fatalf("helm %q: %v: %s", args, err, stderr)
@@ -201,8 +201,9 @@ func TestChartIsTheKustomization(t *testing.T) {
 			releases = append(releases, release{"uninstall", []string{component}})
 		}
 	}
-	// Each of these is in another that is there.
-	releases = append(releases, release{"both", slices.DeleteFunc(components, func(name string) bool { return name == "token-addresses" })})
+	// The first is patched by others. The second is in another that is there.
+	others := slices.DeleteFunc(slices.Clone(components), func(name string) bool { return name == "injection-policy" || name == "token-addresses" })
+	releases = append(releases, release{"both", append([]string{"injection-policy"}, others...)})
 	uninstall := byName(t, append(mustBuild(t, manifest("namespace")), mustBuild(t, manifest("uninstall"))...), false)
 	for _, program := range helms(t) {
 		for _, r := range releases {
@@ -225,6 +226,37 @@ func TestChartIsTheKustomization(t *testing.T) {
 					t.Errorf("the kustomization has no %s", name)
 				}
 			})
+		}
+	}
+}
+
+// TestChartInjectsByPolicy: one value is the components that stand for the webhook's parts.
+func TestChartInjectsByPolicy(t *testing.T) {
+	for _, program := range helms(t) {
+		for _, tc := range []struct {
+			overlay       string
+			values, means []string
+		}{
+			{"both", nil, []string{"injection-policy"}},
+			{"injection", []string{"token", "allow-dns"}, []string{"injection-policy", "token", "token-policy", "allow-dns"}},
+			{"tokens-alone", nil, []string{"token-policy"}},
+			{"node-wide", nil, nil},
+		} {
+			t.Run(filepath.Base(program)+"/"+tc.overlay, func(t *testing.T) {
+				have := byName(t, rendered(t, program, "--set", "overlay="+tc.overlay, "--set-json", "components="+list(t, tc.values), "--set", "injection.policy=true"), true)
+				want := byName(t, append(mustBuild(t, manifest("namespace")), mustBuild(t, withComponents(t, tc.overlay, tc.means...))...), false)
+				if diff := cmp.Diff(want, have); diff != "" {
+					t.Errorf("- kustomize, + Helm\n%s", diff)
+				}
+				for name := range have {
+					if strings.Contains(name, "Certificate") || strings.Contains(name, "Issuer") || strings.HasPrefix(name, "MutatingWebhook") || name == "Deployment iam4kube-webhook" {
+						t.Errorf("there is %s", name)
+					}
+				}
+			})
+		}
+		if _, stderr, err := helm(t, program, "template", "iam4kube", chart(), "--kube-version", "1.35", "--set", "injection.policy=true"); err == nil || !strings.Contains(stderr, "need Kubernetes 1.36 or later, this is v1.35") {
+			t.Errorf("%s: on Kubernetes 1.35: %v: %s", filepath.Base(program), err, stderr)
 		}
 	}
 }
@@ -296,6 +328,7 @@ func TestChartByDigest(t *testing.T) {
 	}
 	for _, program := range helms(t) {
 		objects := rendered(t, program, values...)
+		byPolicy := rendered(t, program, append(slices.Clone(values), "--set", "injection.policy=true")...)
 		image := func(name string, i int) string { return "registry.example:5000/our/" + name + ":v1.2.3@" + digest(i) }
 		webhook := find[appsv1.Deployment](t, objects, "Deployment", "iam4kube-webhook").Spec.Template.Spec.Containers[0]
 		for have, want := range map[string]string{
@@ -305,6 +338,7 @@ func TestChartByDigest(t *testing.T) {
 			webhook.Args[1]: "--init-image=" + image("ip2service-init", 3),
 			find[admissionv1.ValidatingAdmissionPolicy](t, objects, "ValidatingAdmissionPolicy", "iam4kube-net-admin").Spec.Variables[0].Expression: "['" +
 				image("ip2service-init", 3) + "', 'registry.example/old:v1']",
+			find[admissionv1.MutatingAdmissionPolicy](t, byPolicy, "MutatingAdmissionPolicy", "iam4kube-inject").Spec.Variables[0].Expression: "'" + image("ip2service-init", 3) + "'",
 		} {
 			if have != want {
 				t.Errorf("%s, want %s", have, want)
@@ -327,6 +361,7 @@ func TestChartRefusesWrongValues(t *testing.T) {
 			"server.args={session-duration=1h}":       "/server/args/0'",
 			"server.replicas=0":                       "/server/replicas'",
 			"server.serviceAccountAnnotations.a=1":    "/server/serviceAccountAnnotations/a': got number, want string",
+			"injection.policy=yes":                    "/injection/policy': got string, want boolean",
 			"image.registry=registry.example/":        "/image/registry'",
 			"image.digests.server=latest":             "/image/digests/server'",
 			"image.digests.client=":                   "'client' not allowed",

@@ -90,6 +90,11 @@ func TestUsersImages(t *testing.T) {
 		t.Fatal(err)
 	}
 	objects := mustBuild(t, dir)
+	text += "components: [" + filepath.Join(at, "components", "injection-policy") + "]\n"
+	if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	byPolicy := mustBuild(t, dir)
 	image := func(name string, i int) string { return fmt.Sprintf(format, name, i) }
 	initImage := image("ip2service-init", 3)
 	webhook := find[appsv1.Deployment](t, objects, "Deployment", "iam4kube-webhook").Spec.Template.Spec.Containers[0]
@@ -100,12 +105,13 @@ func TestUsersImages(t *testing.T) {
 		find[appsv1.DaemonSet](t, objects, "DaemonSet", "iam4kube-ip2service").Spec.Template.Spec.Containers[0].Image: image("ip2service", 2),
 		webhook.Args[1]:                     "--init-image=" + initImage,
 		policy.Spec.Variables[0].Expression: "['" + initImage + "']",
+		find[admissionv1.MutatingAdmissionPolicy](t, byPolicy, "MutatingAdmissionPolicy", "iam4kube-inject").Spec.Variables[0].Expression: "'" + initImage + "'",
 	} {
 		if have != want {
 			t.Errorf("%s, want %s", have, want)
 		}
 	}
-	for _, object := range objects {
+	for _, object := range append(objects, byPolicy...) {
 		if text, err := object.MarshalJSON(); err != nil || strings.Contains(string(text), ":latest") {
 			t.Errorf("an image of ours is left in %s %s: %v", object.GetKind(), object.GetName(), err)
 		}

@@ -17,6 +17,18 @@ what kustomize itself makes of them.
 {{- append $all (set $own "dir" .dir) | toJson -}}
 {{- end -}}
 
+{{/* The names of all components of the values, as a JSON list. */}}
+{{- define "iam4kube.components" -}}
+{{- $names := uniq .Values.components -}}
+{{- if and .Values.injection.policy (not (has .Values.overlay (list "node-wide" "tokens-alone"))) -}}
+{{- $names = append $names "injection-policy" -}}
+{{- end -}}
+{{- if and .Values.injection.policy (or (has "token" $names) (eq .Values.overlay "tokens-alone")) -}}
+{{- $names = append $names "token-policy" -}}
+{{- end -}}
+{{- uniq $names | toJson -}}
+{{- end -}}
+
 {{/* All kustomizations of the values, as a JSON list. */}}
 {{- define "iam4kube.all" -}}
 {{- $all := list -}}
@@ -25,7 +37,7 @@ what kustomize itself makes of them.
 {{- range $path, $_ := .Files.Glob "files/components/*/kustomization.yaml" -}}
 {{- $known = append $known (base (dir $path)) -}}
 {{- end -}}
-{{- range without (uniq .Values.components) .Values.overlay -}}
+{{- range without (include "iam4kube.components" . | fromJsonArray) .Values.overlay -}}
 {{- if not (has . (without $known "images")) -}}
 {{- fail (printf "components: there is no %q, there are %s" . (without $known "images" | join ", ")) -}}
 {{- end -}}

@@ -1,13 +1,18 @@
 package plugin
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
+	"os"
 	"slices"
+	"sync"
 	"testing"
 	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/iam4kube/iam4kube/internal/server/role"
 	"github.com/iam4kube/iam4kube/test/environment"
@@ -216,6 +221,34 @@ func TestCheck(t *testing.T) {
 		}
 		if bad := a.bad("broken", "warning", "cannot-see"); a.status != 0 || len(bad) != 1 || bad[0].Piece != "version-skew" {
 			t.Errorf("%d: %s", a.status, a.text)
+		}
+	})
+	t.Run("injected by a policy", func(t *testing.T) {
+		text, err := os.ReadFile("../../manifests/components/injection-policy/policy.yaml")
+		if err == nil {
+			err = env.ControlPlane.Apply(t.Context(), text)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		admission := env.ControlPlane.Client.AdmissionregistrationV1()
+		unbind := sync.OnceValue(func() error {
+			return admission.MutatingAdmissionPolicyBindings().Delete(context.Background(), "iam4kube-inject", metav1.DeleteOptions{})
+		})
+		t.Cleanup(func() {
+			if err := errors.Join(unbind(), admission.MutatingAdmissionPolicies().Delete(context.Background(), "iam4kube-inject", metav1.DeleteOptions{})); err != nil {
+				t.Error(err)
+			}
+		})
+		s.remove(t, object{configurations, "", "iam4kube-webhook", ""})
+		s.remove(t, object{deployments, own, "iam4kube-webhook", ""})
+		s.remove(t, object{daemonSets, own, "iam4kube-ip2service", ""})
+		well(t)
+		if err := unbind(); err != nil {
+			t.Fatal(err)
+		}
+		if bad := check(t).bad("broken", "warning", "cannot-see"); len(bad) != 1 || bad[0].Piece != "unbound-policy" {
+			t.Errorf("without its binding: %+v", bad)
 		}
 	})
 	t.Run("no namespace", func(t *testing.T) {

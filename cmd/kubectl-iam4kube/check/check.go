@@ -48,9 +48,10 @@ type installation struct {
 	server, webhook *appsv1.Deployment
 	daemons         *appsv1.DaemonSet
 	configuration   *admissionv1.MutatingWebhookConfiguration
+	policy          *admissionv1.MutatingAdmissionPolicy
 	service         *corev1.Service
-	// Errors of the five, nil also where one does not exist.
-	serverErr, webhookErr, daemonsErr, configurationErr, serviceErr error
+	// Errors of the six, nil also where one does not exist.
+	serverErr, webhookErr, daemonsErr, configurationErr, policyErr, serviceErr error
 
 	replicas    []cluster.Replica
 	replicasErr error
@@ -74,7 +75,7 @@ func Run(ctx context.Context, c *cluster.Cluster, version string) Report {
 	for _, category := range []Category{
 		i.look(ctx, "rights", look{"server", i.serverRights}, look{"ip2service", i.ip2serviceRights}, look{"webhook", i.webhookRights}),
 		i.look(ctx, "policies and webhook", look{"Service", i.serviceCheck}, look{"webhook", i.webhookCheck}, look{"configuration", i.configurationCheck},
-			look{"admission policies", i.policies}, look{"other objects", i.others}, look{"labels of namespaces", i.labels}),
+			look{"injection policy", i.policyCheck}, look{"admission policies", i.policies}, look{"other objects", i.others}, look{"labels of namespaces", i.labels}),
 		i.look(ctx, "certificate", look{"CA in the configuration", i.caBundle}, look{"certificates", i.certificates}, look{"what the webhook shows", i.serving}),
 		i.look(ctx, "server and its AWS identity", look{"server", i.serverCheck}, look{"lists and watches", i.news}, look{"AWS identity", i.identity},
 			look{"token key", i.tokenKey}, look{"addresses", i.ambiguous}, look{"roles", i.roles}),
@@ -119,6 +120,9 @@ func (i *installation) read(ctx context.Context) {
 	})
 	reading.Go(func() {
 		i.configuration, i.configurationErr = present(i.AdmissionregistrationV1().MutatingWebhookConfigurations().Get(ctx, cluster.Webhook, get))
+	})
+	reading.Go(func() {
+		i.policy, i.policyErr = present(i.AdmissionregistrationV1().MutatingAdmissionPolicies().Get(ctx, injectionPolicy, get))
 	})
 	reading.Go(func() {
 		i.service, i.serviceErr = present(i.CoreV1().Services(i.Namespace).Get(ctx, cluster.Service, get))
@@ -169,8 +173,8 @@ func (i *installation) namespace(ctx context.Context) finding.Finding {
 	return finding.Good("%s", i.Namespace)
 }
 
-// injects is whether pods are injected here, and routes whether nodes route. Both count as
-// meant where a part of them was seen.
+// injects is whether pods are injected here by the webhook, and routes whether nodes route. Both
+// count as meant where a part of them was seen.
 func (i *installation) injects() bool { return i.webhook != nil || i.configuration != nil }
 
 func (i *installation) routes() bool { return i.daemons != nil }

@@ -127,7 +127,7 @@ func (i *installation) policies(ctx context.Context) finding.Finding {
 	if i.server != nil && i.server.Spec.Template.Spec.NodeSelector[cluster.ServerNode] != "" {
 		wanted = append(wanted, "iam4kube-server-nodes")
 	}
-	if i.injects() {
+	if i.injects() || i.policy != nil {
 		wanted = append(wanted, "iam4kube-webhook-label", "iam4kube-net-admin")
 	}
 	for _, name := range wanted {
@@ -209,8 +209,8 @@ func (i *installation) labels(ctx context.Context) finding.Finding {
 	if len(wrong) > 0 {
 		return finding.NamespaceLabel.Is("labels that mean nothing, of the namespaces %s", finding.List(wrong))
 	}
-	if opted > 0 && !i.injects() && i.webhookErr == nil && i.configurationErr == nil {
-		return finding.NoWebhook.Is("%d namespaces have the label %s=%s, and there is no webhook", opted, inject.Label, inject.Enabled)
+	if opted > 0 && !i.injects() && i.policy == nil && i.webhookErr == nil && i.configurationErr == nil && i.policyErr == nil {
+		return finding.NoWebhook.Is("%d namespaces have the label %s=%s, and there is neither a webhook nor a policy that injects", opted, inject.Label, inject.Enabled)
 	}
 	return finding.Good("%d namespaces opted in to injection", opted)
 }

@@ -129,7 +129,7 @@ var (
 		"install.md#6-apply",
 	}
 	FailurePolicy = Piece{
-		"failure-policy", "Set failurePolicy: Fail, as in manifests/base/webhook-configuration.yaml.",
+		"failure-policy", "Set failurePolicy: Fail, as in manifests/.",
 		"webhook.md#opting-in-and-out",
 	}
 	Selector = Piece{
@@ -149,7 +149,7 @@ var (
 		"install.md#6-apply",
 	}
 	Unbound = Piece{
-		"unbound-policy", "Apply your overlay: a policy without a ValidatingAdmissionPolicyBinding decides nothing.",
+		"unbound-policy", "Apply your overlay: a policy without a binding decides nothing.",
 		"security.md#what-to-do",
 	}
 	PolicyImage = Piece{

@@ -196,7 +196,7 @@ PUBLIC_KEY ?=
 RELEASE ?= $(CURDIR)/dist/$(VERSION)
 .PHONY: release
 release: export GOTOOLCHAIN := auto
-release: image-tools ## images, chart, manifests, SBOMs, checksums and signature of VERSION into RELEASE, for REGISTRY, signed by KEY
+release: image-tools ## images, chart, manifests, SBOMs, provenance, checksums and signature of VERSION into RELEASE, for REGISTRY, signed by KEY
 	git diff --quiet HEAD || { echo "release: the checkout differs from its commit" >&2; exit 1; }
 	hack/debian-packages.sh openssl
 	cd test && $(GORUN) ./release/cmd/release -version '$(VERSION)' -revision '$(REVISION)' -registry '$(REGISTRY)' \

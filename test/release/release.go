@@ -1,6 +1,7 @@
 // Package release makes what a release consists of, in one folder: the images of the Dockerfile for
 // each platform as OCI image layouts, the Helm chart, the overlays as one file each for `kubectl
-// apply -f`, what the programs are made of (SPDX), checksums of all that, and their signature.
+// apply -f`, what the programs are made of (SPDX), what all of it was made from (provenance), checksums
+// of all that, and their signature.
 //
 // Two builds of a commit are the same, byte by byte, with the same Go. It owns neither formats nor
 // cryptography: buildah, Helm, kustomize, SPDX's own library, sha256sum and openssl do the work, and
@@ -58,7 +59,7 @@ func Make(ctx context.Context, o Options, dir string, progress io.Writer) error 
 		return err
 	}
 	r := &release{Options: o, ctx: ctx, dir: partial, digests: map[string]string{}}
-	for _, step := range []func() error{r.readDigests, r.billsOfMaterials, r.overlays, r.chart, r.checksums, r.sign} {
+	for _, step := range []func() error{r.readDigests, r.billsOfMaterials, r.overlays, r.chart, r.provenance, r.checksums, r.sign} {
 		if err := step(); err != nil {
 			return err
 		}
@@ -86,10 +87,22 @@ func (r *release) readDigests() error {
 	return nil
 }
 
-// checksums are of all files, in sha256sum's format.
-func (r *release) checksums() error {
-	var lines strings.Builder
-	err := filepath.WalkDir(r.dir, func(path string, entry fs.DirEntry, err error) error {
+// program is that of an image for the first platform.
+func (r *release) program(name string) ([]byte, error) {
+	l := layout(filepath.Join(r.dir, "oci", name))
+	all, err := l.images()
+	if err != nil {
+		return nil, err
+	}
+	_, program, err := l.program(all[0], strings.TrimSuffix(name, "-init"))
+	return program, err
+}
+
+// file is one of the release, with its SHA-256 in hexadecimal.
+type file struct{ name, sum string }
+
+func (r *release) files() (all []file, err error) {
+	err = filepath.WalkDir(r.dir, func(path string, entry fs.DirEntry, err error) error {
 		if err != nil || entry.IsDir() {
 			return err
 		}
@@ -98,22 +111,57 @@ func (r *release) checksums() error {
 			return err
 		}
 		name, err := filepath.Rel(r.dir, path)
-		fmt.Fprintf(&lines, "%x  %s\n", sha256.Sum256(content), name)
+		all = append(all, file{name, fmt.Sprintf("%x", sha256.Sum256(content))})
 		return err
 	})
+	return all, err
+}
+
+// checksums are of all files, in sha256sum's format.
+func (r *release) checksums() error {
+	files, err := r.files()
 	if err != nil {
 		return err
+	}
+	var lines strings.Builder
+	for _, f := range files {
+		fmt.Fprintf(&lines, "%s  %s\n", f.sum, f.name)
 	}
 	return os.WriteFile(filepath.Join(r.dir, "SHA256SUMS"), []byte(lines.String()), 0o644)
 }
 
-// sign signs the checksums. Ed25519's signatures are the same each time.
+// sign signs the checksums.
 func (r *release) sign() error {
 	if r.Key == "" {
 		return nil
 	}
 	sums := filepath.Join(r.dir, "SHA256SUMS")
-	return r.run("openssl", "pkeyutl", "-sign", "-rawin", "-inkey", r.Key, "-in", sums, "-out", sums+".sig")
+	content, err := os.ReadFile(sums)
+	if err != nil {
+		return err
+	}
+	signature, err := r.signature(content)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(sums+".sig", signature, 0o644)
+}
+
+// signature by the key. Ed25519's are the same each time. openssl signs files alone with it.
+func (r *release) signature(of []byte) (signature []byte, err error) {
+	dir, err := os.MkdirTemp("", "iam4kube-release-")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	in, out := filepath.Join(dir, "in"), filepath.Join(dir, "out")
+	if err := os.WriteFile(in, of, 0o600); err != nil {
+		return nil, err
+	}
+	if err := r.run("openssl", "pkeyutl", "-sign", "-rawin", "-inkey", r.Key, "-in", in, "-out", out); err != nil {
+		return nil, err
+	}
+	return os.ReadFile(out)
 }
 
 // run runs a program, whose last words are the error if it fails.

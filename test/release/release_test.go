@@ -37,7 +37,7 @@ func generate(t *testing.T) (private, public string) {
 func options(key string) Options {
 	return Options{
 		Release: images.Release{
-			Version: "v1.2.3", Revision: "0123456789abcdef", Created: time.Date(2026, 11, 30, 12, 0, 0, 0, time.UTC),
+			Version: "v1.2.3", Revision: "0123456789abcdef0123456789abcdef01234567", Created: time.Date(2026, 11, 30, 12, 0, 0, 0, time.UTC),
 			Platforms: []string{"linux/amd64", "linux/arm64"},
 		},
 		Registry: "registry.example/our", Key: key,
@@ -93,6 +93,7 @@ func TestReleases(t *testing.T) {
 		t.Error(err)
 	}
 	t.Run("changes", func(t *testing.T) { tampered(t, first, public) })
+	t.Run("provenance", func(t *testing.T) { wantProvenance(t, first, key, public) })
 	t.Run("images", func(t *testing.T) { wantImages(t, first) })
 	t.Run("chart and manifests", func(t *testing.T) { wantDigests(t, first) })
 	t.Run("bills of materials", func(t *testing.T) { wantBills(t, one) })
@@ -127,6 +128,7 @@ func tampered(t *testing.T, dir, public string) {
 		"a byte of an image":      {change(blob), public, blob + ": FAILED"},
 		"a byte of the chart":     {change("iam4kube-1.2.3.tgz"), public, "iam4kube-1.2.3.tgz: FAILED"},
 		"a byte of a manifest":    {change("install-both.yaml"), public, "install-both.yaml: FAILED"},
+		"a byte of provenance":    {change(provenanceFile), public, provenanceFile + ": FAILED"},
 		"a byte of the checksums": {change("SHA256SUMS"), public, "not signed"},
 		"a byte of the signature": {change("SHA256SUMS.sig"), public, "not signed"},
 		"a file is gone":          {func(dir string) error { return os.Remove(filepath.Join(dir, "uninstall.yaml")) }, public, "uninstall.yaml"},

@@ -17,12 +17,7 @@ import (
 // says it is made of (`go version -m`), which are the same for each platform.
 func (r *release) billsOfMaterials() error {
 	for _, name := range programs {
-		l := layout(filepath.Join(r.dir, "oci", name))
-		all, err := l.images()
-		if err != nil {
-			return err
-		}
-		_, program, err := l.program(all[0], strings.TrimSuffix(name, "-init"))
+		program, err := r.program(name)
 		if err != nil {
 			return err
 		}

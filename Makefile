@@ -142,11 +142,16 @@ images: image-tools ## the Dockerfile's images, built as the cluster's are, with
 	cd test && $(GORUN) ./images/cmd/build latest
 
 .PHONY: test-tools
-test-tools: control-plane image-tools client-tools # what `test` needs and the checkout does not hold
+test-tools: control-plane image-tools client-tools registry-tools # what `test` needs and the checkout does not hold
 	cd test && $(GORUN) ./controlplane/cmd/build certmanager
-	cd test && $(GORUN) ./controlplane/cmd/build helm
 	hack/debian-packages.sh clang iproute2 iptables nftables openssl python3-cryptography python3-jwt
 	$(MAKE) $(PROMETHEUS)
+
+.PHONY: registry-tools
+registry-tools: # a registry, and what brings a release into it
+	cd test && $(GORUN) ./controlplane/cmd/build helm
+	hack/debian-packages.sh skopeo
+	$(MAKE) $(DOCKER_REGISTRY)
 
 .PHONY: client-tools
 client-tools: # the AWS clients of test/clients/programs
@@ -156,12 +161,13 @@ client-tools: # the AWS clients of test/clients/programs
 test/clients/js/node_modules/.package-lock.json: test/clients/js/package-lock.json
 	npm --prefix $(<D) ci --no-audit --no-fund
 
-# Debian's Prometheus, not installed, because that would start it.
+# Debian's, not installed, because that would start them.
 PROMETHEUS := $(CACHE)/prometheus
-$(PROMETHEUS):
+DOCKER_REGISTRY := $(CACHE)/docker-registry
+$(PROMETHEUS) $(DOCKER_REGISTRY):
 	rm -rf $@.partial && mkdir -p $@.partial
-	cd $@.partial && { apt-get download -q prometheus || { apt-get update -q && apt-get download -q prometheus; }; }
-	cd $@.partial && dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x --strip-components=3 ./usr/bin/promtool ./usr/bin/prometheus && rm prometheus_*.deb
+	cd $@.partial && { apt-get download -q $(@F) || { apt-get update -q && apt-get download -q $(@F); }; }
+	cd $@.partial && dpkg-deb --fsys-tarfile $(@F)_*.deb | tar -x --strip-components=3 ./usr/bin && rm $(@F)_*.deb
 	mv $@.partial $@
 
 .PHONY: image-tools

@@ -95,6 +95,7 @@ func TestReleases(t *testing.T) {
 	t.Run("changes", func(t *testing.T) { tampered(t, first, public) })
 	t.Run("provenance", func(t *testing.T) { wantProvenance(t, first, key, public) })
 	t.Run("images", func(t *testing.T) { wantImages(t, first) })
+	t.Run("registry", func(t *testing.T) { wantPushed(t, first) })
 	t.Run("chart and manifests", func(t *testing.T) { wantDigests(t, first) })
 	t.Run("bills of materials", func(t *testing.T) { wantBills(t, one) })
 }

@@ -2,6 +2,7 @@ package check
 
 import (
 	"errors"
+	"maps"
 	"strings"
 	"testing"
 
@@ -16,10 +17,22 @@ import (
 // What is asked of the API is tested in test/plugin, with a real one. Here it is what no
 // test of a whole set-up makes: servers that are stale, cut off, throttled or of two versions.
 
+// healthy are the metrics of a server on which all is well, as far as they are looked at.
+const healthy = `iam4kube_build_info{version="v1"} 1
+iam4kube_roles{state="valid"} 1
+iam4kube_service_accounts{role="valid"} 1
+iam4kube_informer_synced{resource="pods"} 1
+iam4kube_stale 0
+iam4kube_cut_off 0
+iam4kube_sts_identity_refused 0
+iam4kube_token_key_refused_total 0
+iam4kube_ambiguous_addresses 0
+`
+
 func replica(name, metrics string) cluster.Replica {
 	return cluster.Replica{
 		Pod:     corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name}},
-		Metrics: cluster.ParseMetrics("iam4kube_build_info{version=\"v1\"} 1\niam4kube_roles{state=\"valid\"} 1\niam4kube_informer_synced{resource=\"pods\"} 1\n" + metrics),
+		Metrics: cluster.ParseMetrics(healthy + metrics),
 		Roles:   []cluster.RoleState{{Namespace: "shop", ServiceAccount: "orders", ARN: "arn", SessionName: "shop@orders", State: "valid"}},
 	}
 }
@@ -100,6 +113,33 @@ func TestVersions(t *testing.T) {
 	}
 	i.replicas[1].Metrics = cluster.ParseMetrics("iam4kube_build_info{version=\"v2\"} 1\n")
 	if f := i.versions(t.Context()); f.Piece != "mixed-versions" || f.State != finding.Warning {
+		t.Errorf("%+v", f)
+	}
+}
+
+// What a server of another version does not tell is not well. What another one tells of is still
+// seen.
+func TestMetricsThatAreMissing(t *testing.T) {
+	for metric, look := range map[string]func(*installation) finding.Finding{
+		"iam4kube_informer_synced":         func(i *installation) finding.Finding { return i.news(t.Context()) },
+		"iam4kube_stale":                   func(i *installation) finding.Finding { return i.news(t.Context()) },
+		"iam4kube_cut_off":                 func(i *installation) finding.Finding { return i.news(t.Context()) },
+		"iam4kube_sts_identity_refused":    func(i *installation) finding.Finding { return i.identity(t.Context()) },
+		"iam4kube_token_key_refused_total": func(i *installation) finding.Finding { return i.tokenKey(t.Context()) },
+		"iam4kube_ambiguous_addresses":     func(i *installation) finding.Finding { return i.ambiguous(t.Context()) },
+		"iam4kube_roles":                   func(i *installation) finding.Finding { return i.roles(t.Context()) },
+		"iam4kube_service_accounts":        func(i *installation) finding.Finding { return i.roles(t.Context()) },
+		"iam4kube_build_info":              func(i *installation) finding.Finding { return i.versions(t.Context()) },
+	} {
+		other := replica("b", "")
+		maps.DeleteFunc(other.Metrics, func(name string, _ float64) bool { return strings.HasPrefix(name, metric) })
+		if f := look(with(replica("a", ""), other)); f.State != finding.Unseen || !strings.Contains(f.Text, "b has no metric "+metric) {
+			t.Errorf("%s: %+v", metric, f)
+		}
+	}
+	other := replica("a", "")
+	delete(other.Metrics, "iam4kube_cut_off")
+	if f := with(other, replica("b", "iam4kube_stale 1")).news(t.Context()); f.Piece != "stale-server" {
 		t.Errorf("%+v", f)
 	}
 }

@@ -31,9 +31,9 @@ func (i *installation) serverCheck(ctx context.Context) finding.Finding {
 	return finding.Good("%d of %d replicas are ready", i.server.Status.ReadyReplicas, *i.server.Spec.Replicas)
 }
 
-// each looks at the metrics of every replica that could be asked. Nothing is said of a server
-// that does not exist, which serverCheck tells of.
-func (i *installation) each(what string, look func(cluster.Replica) finding.Finding) finding.Finding {
+// each looks at the metrics of every replica that could be asked and has those that are needed.
+// Nothing is said of a server that does not exist, which serverCheck tells of.
+func (i *installation) each(what string, needed []string, look func(cluster.Replica) finding.Finding) finding.Finding {
 	if i.server == nil && i.serverErr == nil {
 		return finding.Finding{}
 	}
@@ -41,11 +41,18 @@ func (i *installation) each(what string, look func(cluster.Replica) finding.Find
 	if err != nil {
 		return unseen(what, err)
 	}
-	last := finding.Finding{}
+	last, lacking := finding.Finding{}, finding.Finding{}
 	for _, r := range asked {
+		if name := r.Metrics.Lacks(needed...); name != "" {
+			lacking = finding.Hidden("%s: %s has no metric %s: use the plugin of its version", what, r.Pod.Name, name)
+			continue
+		}
 		if last = look(r); last.State != finding.OK {
 			return last
 		}
+	}
+	if lacking.State != "" {
+		return lacking
 	}
 	if len(asked) < len(i.replicas) {
 		for _, r := range i.replicas {
@@ -58,7 +65,7 @@ func (i *installation) each(what string, look func(cluster.Replica) finding.Find
 }
 
 func (i *installation) news(context.Context) finding.Finding {
-	return i.each("what the servers hear from the API server", func(r cluster.Replica) finding.Finding {
+	return i.each("what the servers hear from the API server", []string{"iam4kube_informer_synced", "iam4kube_stale", "iam4kube_cut_off"}, func(r cluster.Replica) finding.Finding {
 		for resource, synced := range r.Metrics.Of("iam4kube_informer_synced", "resource") {
 			if synced == 0 {
 				return finding.NotSynced.Is("%s has not got the first list of %s", r.Pod.Name, resource)
@@ -75,7 +82,7 @@ func (i *installation) news(context.Context) finding.Finding {
 }
 
 func (i *installation) identity(context.Context) finding.Finding {
-	return i.each("whether STS takes the servers for somebody", func(r cluster.Replica) finding.Finding {
+	return i.each("whether STS takes the servers for somebody", []string{"iam4kube_sts_identity_refused"}, func(r cluster.Replica) finding.Finding {
 		if r.Metrics["iam4kube_sts_identity_refused"] != 1 {
 			return finding.Good("STS takes the servers' credentials")
 		}
@@ -89,7 +96,7 @@ func (i *installation) identity(context.Context) finding.Finding {
 }
 
 func (i *installation) tokenKey(context.Context) finding.Finding {
-	return i.each("the IMDSv2 token key", func(r cluster.Replica) finding.Finding {
+	return i.each("the IMDSv2 token key", []string{"iam4kube_token_key_refused_total"}, func(r cluster.Replica) finding.Finding {
 		if r.Metrics["iam4kube_token_key_refused_total"] > 0 {
 			return finding.TokenKey.May("%s has found no usable key in the Secret iam4kube-token-key, %.0f times", r.Pod.Name, r.Metrics["iam4kube_token_key_refused_total"])
 		}
@@ -98,7 +105,7 @@ func (i *installation) tokenKey(context.Context) finding.Finding {
 }
 
 func (i *installation) ambiguous(context.Context) finding.Finding {
-	return i.each("addresses that two pods claim", func(r cluster.Replica) finding.Finding {
+	return i.each("addresses that two pods claim", []string{"iam4kube_ambiguous_addresses"}, func(r cluster.Replica) finding.Finding {
 		if n := r.Metrics["iam4kube_ambiguous_addresses"]; n > 0 {
 			return finding.Ambiguous.Is("more than one live pod claims an address, %.0f times: %s", n, finding.List(claimed(r.Pods)))
 		}
@@ -127,7 +134,7 @@ func claimed(pods []cluster.PodState) []string {
 }
 
 func (i *installation) roles(context.Context) finding.Finding {
-	return i.each("roles", func(r cluster.Replica) finding.Finding {
+	return i.each("roles", []string{"iam4kube_roles", "iam4kube_service_accounts"}, func(r cluster.Replica) finding.Finding {
 		states := r.Metrics.Of("iam4kube_roles", "state")
 		accounts := r.Metrics.Of("iam4kube_service_accounts", "role")
 		for state, piece := range map[string]finding.Piece{"denied": finding.RolesDenied, "throttled": finding.Throttled} {
@@ -160,7 +167,7 @@ func failing(roles []cluster.RoleState, state string) string {
 
 func (i *installation) versions(context.Context) finding.Finding {
 	seen := map[string]bool{}
-	f := i.each("the servers' versions", func(r cluster.Replica) finding.Finding {
+	f := i.each("the servers' versions", []string{"iam4kube_build_info"}, func(r cluster.Replica) finding.Finding {
 		seen[r.Metrics.Label("iam4kube_build_info", "version")] = true
 		return finding.Good("")
 	})
@@ -235,7 +242,7 @@ func (i *installation) issuer(ctx context.Context) finding.Finding {
 	if !cluster.WebIdentity(flags) {
 		return finding.Finding{}
 	}
-	f := i.each("whether the issuer serves the key that signs", func(r cluster.Replica) finding.Finding {
+	f := i.each("whether the issuer serves the key that signs", []string{"iam4kube_issuer_check"}, func(r cluster.Replica) finding.Finding {
 		outcomes := r.Metrics.Of("iam4kube_issuer_check", "outcome")
 		switch {
 		case outcomes["unpublished"] == 1:

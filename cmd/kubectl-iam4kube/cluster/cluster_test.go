@@ -42,6 +42,12 @@ not a metric
 	if v, found := m["iam4kube_stale"]; v != 0 || !found || m["iam4kube_credentials_soonest_expiration_timestamp_seconds"] != 1.7e9 {
 		t.Error(m)
 	}
+	if lacks := m.Lacks("iam4kube_stale", "iam4kube_roles"); lacks != "" {
+		t.Error(lacks)
+	}
+	if lacks := m.Lacks("iam4kube_stale", "iam4kube_role"); lacks != "iam4kube_role" {
+		t.Error(lacks)
+	}
 }
 
 // What was refused to the user is told apart from what is not there, and from failures.

@@ -30,6 +30,17 @@ func ParseMetrics(text string) Metrics {
 	return metrics
 }
 
+// Lacks is the first of these metrics that is not on the page, empty if all are. A server of
+// another version may not have what this plugin reads, and that is not 0.
+func (m Metrics) Lacks(names ...string) string {
+	for _, name := range names {
+		if _, found := m[name]; !found && len(m.Of(name, "")) == 0 {
+			return name
+		}
+	}
+	return ""
+}
+
 // Of returns the samples of one metric by the value of one of its labels.
 func (m Metrics) Of(metric, label string) map[string]float64 {
 	values := map[string]float64{}

@@ -131,15 +131,21 @@ func (c *Cluster) Aux(ctx context.Context, pod *corev1.Pod) (metrics Metrics, no
 	return aux9090(ctx, forward, port)
 }
 
+// otherVersion is why an answer can be one that the plugin does not know.
+const otherVersion = "is the plugin of the servers' version?"
+
 func dump(ctx context.Context, forward *Forward, name string, into any) error {
 	status, body, err := forward.Get(ctx, debugPort, "/debug/"+name)
 	if err != nil {
 		return fmt.Errorf("the debug listener does not answer: %w", err)
 	}
 	if status != http.StatusOK {
-		return fmt.Errorf("/debug/%s: status %d", name, status)
+		return fmt.Errorf("/debug/%s: status %d: %s", name, status, otherVersion)
 	}
-	return json.Unmarshal(body, into)
+	if err := json.Unmarshal(body, into); err != nil {
+		return fmt.Errorf("/debug/%s is not what this plugin reads: %s: %w", name, otherVersion, err)
+	}
+	return nil
 }
 
 // MetricsPort is the port that the pod's container calls metrics.

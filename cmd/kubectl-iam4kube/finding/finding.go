@@ -75,9 +75,14 @@ func Of(d diagnosis.Diagnosis) Finding {
 	return Finding{State: Broken, Piece: name, Text: d.Text, Docs: docs + "troubleshooting.md#answers-and-events"}
 }
 
-// Told is what the server has told in an event, in its words.
+// Told is what the server has told in an event, in its words. One of another version may have
+// reasons of which it is not known here whether they are good.
 func Told(reason, text string) Finding {
-	return Finding{State: Broken, Piece: reasonPieces[diagnosis.Reason(reason)], Text: text, Docs: docs + "troubleshooting.md#answers-and-events"}
+	piece, known := reasonPieces[diagnosis.Reason(reason)]
+	if !known {
+		return Hidden("what the servers' event %s means, use the plugin of their version: %s", reason, text)
+	}
+	return Finding{State: Broken, Piece: piece, Text: text, Docs: docs + "troubleshooting.md#answers-and-events"}
 }
 
 // reasonPieces are what the reasons of events are about.

@@ -120,6 +120,9 @@ const (
 	stateDenied  = "denied"
 )
 
+// unserved are the others.
+var unserved = []string{stateDenied, "pending", "throttled", "identity", "unavailable"}
+
 func (l *look) stsLink(context.Context) (finding.Finding, error) {
 	if l.role == nil {
 		if f, told := l.lastEvent(); told {
@@ -130,7 +133,7 @@ func (l *look) stsLink(context.Context) (finding.Finding, error) {
 	if len(l.dumped()) == 0 {
 		return l.stsByEvents(), nil
 	}
-	warning := finding.Finding{}
+	warning, unknown := finding.Finding{}, finding.Finding{}
 	var soonest *time.Time
 	for _, replica := range l.dumped() {
 		state := stateOf(replica.Roles, l.role)
@@ -139,6 +142,9 @@ func (l *look) stsLink(context.Context) (finding.Finding, error) {
 			return l.sts(replica, diagnosis.Credentials, "", "the server has not heard of the annotation yet", time.Time{}), nil
 		case state.State == stateDenied:
 			return l.sts(replica, "", diagnosis.Denied, state.Failure, state.NextAttempt), nil
+		case state.State != stateValid && state.State != stateFailing && !slices.Contains(unserved, state.State):
+			unknown = finding.Hidden("what STS says to %s, by which the role is %q: use the plugin of its version", replica.Pod.Name, state.State)
+			continue
 		case state.State != stateValid && state.State != stateFailing:
 			return l.sts(replica, diagnosis.Credentials, "", state.Failure, state.NextAttempt), nil
 		case state.State == stateFailing:
@@ -148,6 +154,9 @@ func (l *look) stsLink(context.Context) (finding.Finding, error) {
 		if soonest == nil || state.Expiration != nil && state.Expiration.Before(*soonest) {
 			soonest = state.Expiration
 		}
+	}
+	if unknown.State != "" {
+		return unknown, nil
 	}
 	l.chain.Role.Expiration = soonest
 	if why := l.unread(); why != "" {

@@ -69,6 +69,8 @@ func TestServersThatDiffer(t *testing.T) {
 		"refresh fails": {[]cluster.Replica{server("a", "valid"), server("b", "valid-failing")}, finding.Warning, "denied", "still valid"},
 		"all unseen":    {[]cluster.Replica{hidden("a")}, finding.Unseen, "", "no event tells"},
 		"none":          {nil, finding.Unseen, "", "no server runs"},
+		"unknown":       {[]cluster.Replica{server("a", "resting"), server("b", "valid")}, finding.Unseen, "", `what STS says to a, by which the role is "resting"`},
+		"known beside":  {[]cluster.Replica{server("a", "resting"), server("b", "denied")}, finding.Broken, "denied", "Server b"},
 		"not heard of":  {[]cluster.Replica{{}}, finding.Broken, "credentials", "not heard of the annotation"},
 	} {
 		f, err := seen(tc.replicas...).stsLink(t.Context())

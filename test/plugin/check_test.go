@@ -1,8 +1,8 @@
 package plugin
 
 import (
+	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -12,7 +12,9 @@ import (
 	"testing"
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/yaml"
 
 	"github.com/iam4kube/iam4kube/internal/server/role"
 	"github.com/iam4kube/iam4kube/test/environment"
@@ -34,35 +36,39 @@ func firstHook(change func(hook map[string]any)) func(map[string]any) {
 	return func(o map[string]any) { change(o["webhooks"].([]any)[0].(map[string]any)) }
 }
 
-// installations are broken ones. Each has to be named, and nothing else.
-var installations = []struct {
+// installation is a broken one. It has to be named, and nothing else.
+type installation struct {
 	name, piece, category string
-	damage                func(t *testing.T, s *setup)
-	warning               bool
-}{
-	{name: "ClusterRoleBinding of the server", piece: "rights", category: "rights", damage: removed(object{clusterBinds, "", "iam4kube-server", ""})},
-	{name: "ClusterRole of the server", piece: "rights", category: "rights", damage: removed(object{clusterRoles, "", "iam4kube-server", ""})},
-	{name: "Role of the server", piece: "rights", category: "rights", damage: removed(object{roles, own, "iam4kube-server", ""})},
-	{name: "RoleBinding of the server", piece: "rights", category: "rights", damage: removed(object{roleBindings, own, "iam4kube-server", ""})},
-	{name: "Role of ip2service", piece: "rights", category: "rights", damage: removed(object{roles, own, "iam4kube-ip2service", ""})},
-	{name: "RoleBinding of ip2service", piece: "rights", category: "rights", damage: removed(object{roleBindings, own, "iam4kube-ip2service", ""})},
-	{name: "Role of the webhook", piece: "rights", category: "rights", damage: removed(object{roles, own, "iam4kube-webhook", ""})},
-	{name: "RoleBinding of the webhook", piece: "rights", category: "rights", damage: removed(object{roleBindings, own, "iam4kube-webhook", ""})},
-	{name: "ServiceAccount of the webhook", piece: "no-account", category: "rights", damage: removed(object{accounts, own, "iam4kube-webhook", ""})},
-	{name: "ServiceAccount of ip2service", piece: "no-account", category: "rights", damage: removed(object{accounts, own, "iam4kube-ip2service", ""})},
+	// removes is what of the manifests is missing, and damage what is wrong besides.
+	removes object
+	damage  func(t *testing.T, s *setup)
+	warning bool
+}
 
-	{name: "Service", piece: "no-service", category: "policies and webhook", damage: removed(object{services, own, "iam4kube", ""})},
+var installations = []installation{
+	{name: "ClusterRoleBinding of the server", piece: "rights", category: "rights", removes: object{clusterBinds, "", "iam4kube-server", ""}},
+	{name: "ClusterRole of the server", piece: "rights", category: "rights", removes: object{clusterRoles, "", "iam4kube-server", ""}},
+	{name: "Role of the server", piece: "rights", category: "rights", removes: object{roles, own, "iam4kube-server", ""}},
+	{name: "RoleBinding of the server", piece: "rights", category: "rights", removes: object{roleBindings, own, "iam4kube-server", ""}},
+	{name: "Role of ip2service", piece: "rights", category: "rights", removes: object{roles, own, "iam4kube-ip2service", ""}},
+	{name: "RoleBinding of ip2service", piece: "rights", category: "rights", removes: object{roleBindings, own, "iam4kube-ip2service", ""}},
+	{name: "Role of the webhook", piece: "rights", category: "rights", removes: object{roles, own, "iam4kube-webhook", ""}},
+	{name: "RoleBinding of the webhook", piece: "rights", category: "rights", removes: object{roleBindings, own, "iam4kube-webhook", ""}},
+	{name: "ServiceAccount of the webhook", piece: "no-account", category: "rights", removes: object{accounts, own, "iam4kube-webhook", ""}},
+	{name: "ServiceAccount of ip2service", piece: "no-account", category: "rights", removes: object{accounts, own, "iam4kube-ip2service", ""}},
+
+	{name: "Service", piece: "no-service", category: "policies and webhook", removes: object{services, own, "iam4kube", ""}},
 	{name: "port of the Service", piece: "service-port", category: "policies and webhook", damage: edited(object{services, own, "iam4kube", ""}, spec(func(spec map[string]any) {
 		spec["ports"] = []any{map[string]any{"name": "http", "port": int64(8080), "targetPort": "http", "protocol": "TCP"}}
 	}))},
 	{name: "selector of the Service", piece: "service-selector", category: "policies and webhook", damage: edited(object{services, own, "iam4kube", ""}, spec(func(spec map[string]any) {
 		spec["selector"] = map[string]any{"app": "iam4kube"}
 	}))},
-	{name: "Deployment of the webhook", piece: "no-webhook", category: "policies and webhook", damage: removed(object{deployments, own, "iam4kube-webhook", ""})},
+	{name: "Deployment of the webhook", piece: "no-webhook", category: "policies and webhook", removes: object{deployments, own, "iam4kube-webhook", ""}},
 	{name: "webhook not ready", piece: "webhook-not-ready", category: "policies and webhook", damage: edited(object{deployments, own, "iam4kube-webhook", "status"}, func(o map[string]any) {
 		o["status"] = map[string]any{"replicas": int64(2)}
 	})},
-	{name: "MutatingWebhookConfiguration", piece: "no-configuration", category: "policies and webhook", damage: removed(object{configurations, "", "iam4kube-webhook", ""})},
+	{name: "MutatingWebhookConfiguration", piece: "no-configuration", category: "policies and webhook", removes: object{configurations, "", "iam4kube-webhook", ""}},
 	{name: "failurePolicy", piece: "failure-policy", category: "policies and webhook", damage: edited(object{configurations, "", "iam4kube-webhook", ""}, firstHook(func(hook map[string]any) {
 		hook["failurePolicy"] = "Ignore"
 	}))},
@@ -71,16 +77,22 @@ var installations = []struct {
 		hook["failurePolicy"] = "Fail"
 		hook["objectSelector"] = map[string]any{"matchLabels": map[string]any{"nobody": "has-it"}} // or no pod could be created here
 	}))},
-	{name: "Service of the webhook", piece: "no-webhook-service", category: "policies and webhook", damage: removed(object{services, own, "iam4kube-webhook", ""})},
-	{name: "policy about labels", piece: "no-policy", category: "policies and webhook", warning: true, damage: removed(object{policies, "", "iam4kube-webhook-label", ""})},
-	{name: "policy about NET_ADMIN", piece: "no-policy", category: "policies and webhook", warning: true, damage: removed(object{policies, "", "iam4kube-net-admin", ""})},
-	{name: "policy about the server's nodes", piece: "no-policy", category: "policies and webhook", warning: true, damage: removed(object{policies, "", "iam4kube-server-nodes", ""})},
-	{name: "binding of a policy", piece: "unbound-policy", category: "policies and webhook", damage: removed(object{bindings, "", "iam4kube-net-admin", ""})},
-	{name: "disruption budget of the server", piece: "no-object", category: "policies and webhook", warning: true, damage: removed(object{budgets, own, "iam4kube-server", ""})},
-	{name: "disruption budget of the webhook", piece: "no-object", category: "policies and webhook", warning: true, damage: removed(object{budgets, own, "iam4kube-webhook", ""})},
-	{name: "NetworkPolicy of the server", piece: "no-object", category: "policies and webhook", warning: true, damage: removed(object{networkPolicies, own, "iam4kube-server", ""})},
-	{name: "ResourceQuota", piece: "no-object", category: "policies and webhook", warning: true, damage: removed(object{quotas, own, "iam4kube-critical", ""})},
-	{name: "Issuer", piece: "no-object", category: "policies and webhook", warning: true, damage: removed(object{issuers, own, "iam4kube-webhook", ""})},
+	{name: "Service of the webhook", piece: "no-webhook-service", category: "policies and webhook", removes: object{services, own, "iam4kube-webhook", ""}},
+	{name: "policy about labels", piece: "no-policy", category: "policies and webhook", warning: true, removes: object{policies, "", "iam4kube-webhook-label", ""}},
+	{name: "policy about NET_ADMIN", piece: "no-policy", category: "policies and webhook", warning: true, removes: object{policies, "", "iam4kube-net-admin", ""}},
+	{name: "policy about the server's nodes", piece: "no-policy", category: "policies and webhook", warning: true, removes: object{policies, "", "iam4kube-server-nodes", ""}},
+	{name: "binding of the policy about labels", piece: "unbound-policy", category: "policies and webhook", removes: object{bindings, "", "iam4kube-webhook-label", ""}},
+	{name: "binding of the policy about NET_ADMIN", piece: "unbound-policy", category: "policies and webhook", removes: object{bindings, "", "iam4kube-net-admin", ""}},
+	{name: "binding of the policy about the server's nodes", piece: "unbound-policy", category: "policies and webhook", removes: object{bindings, "", "iam4kube-server-nodes", ""}},
+	{name: "disruption budget of the server", piece: "no-object", category: "policies and webhook", warning: true, removes: object{budgets, own, "iam4kube-server", ""}},
+	{name: "disruption budget of the webhook", piece: "no-object", category: "policies and webhook", warning: true, removes: object{budgets, own, "iam4kube-webhook", ""}},
+	// The name is made of what it holds.
+	{name: "ConfigMap of the server", piece: "no-object", category: "policies and webhook", warning: true, removes: object{configMaps, own, "iam4kube-server-94d65959kt", ""}},
+	{name: "NetworkPolicy of the server", piece: "no-object", category: "policies and webhook", warning: true, removes: object{networkPolicies, own, "iam4kube-server", ""}},
+	{name: "NetworkPolicy of the webhook", piece: "no-object", category: "policies and webhook", warning: true, removes: object{networkPolicies, own, "iam4kube-webhook", ""}},
+	{name: "ResourceQuota", piece: "no-object", category: "policies and webhook", warning: true, removes: object{quotas, own, "iam4kube-critical", ""}},
+	{name: "Issuer", piece: "no-object", category: "policies and webhook", warning: true, removes: object{issuers, own, "iam4kube-webhook", ""}},
+	{name: "Issuer of the CA", piece: "no-object", category: "policies and webhook", warning: true, removes: object{issuers, own, "iam4kube-webhook-selfsigned", ""}},
 	{name: "image in the policy", piece: "policy-image", category: "policies and webhook", damage: edited(object{deployments, own, "iam4kube-webhook", ""}, spec(func(spec map[string]any) {
 		container := spec["template"].(map[string]any)["spec"].(map[string]any)["containers"].([]any)[0].(map[string]any)
 		container["args"] = []any{"--cert-dir=/etc/iam4kube/tls", "--init-image=registry.invalid/iam4kube/ip2service-init:other"}
@@ -99,11 +111,12 @@ var installations = []struct {
 		old, _ := authority(t, "other", time.Now().Add(-time.Minute))
 		s.edit(t, object{configurations, "", "iam4kube-webhook", ""}, caBundle(old))
 	}},
-	{name: "Certificate", piece: "no-certificate", category: "certificate", damage: removed(object{certificates, own, "iam4kube-webhook", ""})},
+	{name: "Certificate", piece: "no-certificate", category: "certificate", removes: object{certificates, own, "iam4kube-webhook", ""}},
+	{name: "Certificate of the CA", piece: "no-certificate", category: "certificate", removes: object{certificates, own, "iam4kube-webhook-ca", ""}},
 	{name: "Certificate not ready", piece: "certificate-not-ready", category: "certificate", damage: edited(object{certificates, own, "iam4kube-webhook", "status"},
 		ready("False", "Failed", "issuer not found"))},
 
-	{name: "Deployment of the server", piece: "no-server", category: "server and its AWS identity", damage: removed(object{deployments, own, "iam4kube-server", ""})},
+	{name: "Deployment of the server", piece: "no-server", category: "server and its AWS identity", removes: object{deployments, own, "iam4kube-server", ""}},
 	{name: "no replicas", piece: "no-server", category: "server and its AWS identity", damage: edited(object{deployments, own, "iam4kube-server", ""}, spec(func(spec map[string]any) { spec["replicas"] = int64(0) }))},
 	{name: "no replica ready", piece: "server-not-ready", category: "server and its AWS identity", damage: edited(object{deployments, own, "iam4kube-server", "status"}, func(o map[string]any) {
 		o["status"] = map[string]any{"replicas": int64(2)}
@@ -126,9 +139,8 @@ var installations = []struct {
 		w.create(t, s)
 	}},
 
-	{name: "DaemonSet", piece: "no-routing", category: "routing on every node", damage: func(t *testing.T, s *setup) {
+	{name: "DaemonSet", piece: "no-routing", category: "routing on every node", removes: object{daemonSets, own, "iam4kube-ip2service", ""}, damage: func(t *testing.T, s *setup) {
 		t.Helper()
-		s.remove(t, object{daemonSets, own, "iam4kube-ip2service", ""})
 		s.remove(t, object{configurations, "", "iam4kube-webhook", ""})
 		s.remove(t, object{deployments, own, "iam4kube-webhook", ""})
 	}},
@@ -155,8 +167,33 @@ var installations = []struct {
 	}},
 }
 
-func removed(o object) func(*testing.T, *setup) {
-	return func(t *testing.T, s *setup) { t.Helper(); s.remove(t, o) }
+// serverAccount is broken last of all: the servers' tokens are none of one that is made anew.
+var serverAccount = installation{name: "ServiceAccount of the server", piece: "no-account", category: "rights", removes: object{accounts, own, "iam4kube-server", ""}}
+
+// Every object of the manifests is taken away once, but for the namespace, without which there
+// is nothing to look at (TestCheck), and the template that is never applied for its own sake.
+func TestEachPieceOfTheManifestsIsRemoved(t *testing.T) {
+	removed := map[string]bool{"namespaces iam4kube": true, "podtemplates iam4kube-webhook-init-image": true}
+	for _, tc := range append(installations, serverAccount) {
+		removed[tc.removes.resource.Resource+" "+tc.removes.name] = true
+	}
+	pieces := 0
+	for _, overlay := range []string{"namespace", "both"} {
+		for document := range bytes.SplitSeq(kustomize(t, overlay), []byte("\n---\n")) {
+			var o metav1.PartialObjectMetadata
+			if err := yaml.Unmarshal(document, &o); err != nil {
+				t.Fatal(err)
+			}
+			pieces++
+			resource, _ := meta.UnsafeGuessKindToResource(o.GroupVersionKind())
+			if piece := resource.Resource + " " + o.Name; !removed[piece] {
+				t.Errorf("no test takes away %s", piece)
+			}
+		}
+	}
+	if pieces < 30 || len(installations) < 30 {
+		t.Errorf("%d objects, %d installations", pieces, len(installations))
+	}
 }
 
 func edited(o object, change func(map[string]any)) func(*testing.T, *setup) {
@@ -178,51 +215,12 @@ func TestCheck(t *testing.T) {
 	}
 	well(t)
 	for _, tc := range installations {
-		t.Run(tc.name, func(t *testing.T) {
-			t.Run("broken", func(t *testing.T) {
-				tc.damage(t, s)
-				state, status := "broken", 1
-				if tc.warning {
-					state, status = "warning", 0
-				}
-				var a answer
-				environment.Eventually(t, within, func() error { // a moment until all replicas have heard
-					a = check(t)
-					if bad := a.bad("broken", "warning", "cannot-see"); len(bad) != 1 || bad[0].Piece != tc.piece || bad[0].State != state {
-						return fmt.Errorf("want %s alone: %+v", tc.piece, bad)
-					}
-					return nil
-				})
-				bad := a.bad(state)
-				if a.status != status || bad[0].Remedy == "" || bad[0].Docs == "" {
-					t.Errorf("status %d, want %d: %+v", a.status, status, bad)
-				}
-				for _, category := range a.Categories {
-					if slices.ContainsFunc(category.Checks, func(l link) bool { return l.Piece == tc.piece }) && category.Name != tc.category {
-						t.Errorf("in %q", category.Name)
-					}
-				}
-			})
-		})
+		tc.run(t, s)
 	}
 	w := healthy()
 	w.create(t, s)
 	w.ready(t, s, http.StatusNoContent)
 	well(t)
-	t.Run("another version", func(t *testing.T) {
-		path, err := newer()
-		if err != nil {
-			t.Fatal(err)
-		}
-		var a answer
-		a.text, a.status = runPlugin(t, path, env.ControlPlane.Config(), "check", "-o", "json")
-		if err := json.Unmarshal([]byte(a.text), &a); err != nil {
-			t.Fatal(err)
-		}
-		if bad := a.bad("broken", "warning", "cannot-see"); a.status != 0 || len(bad) != 1 || bad[0].Piece != "version-skew" {
-			t.Errorf("%d: %s", a.status, a.text)
-		}
-	})
 	t.Run("injected by a policy", func(t *testing.T) {
 		text, err := os.ReadFile("../../manifests/components/injection-policy/policy.yaml")
 		if err == nil {
@@ -255,5 +253,42 @@ func TestCheck(t *testing.T) {
 		if a := check(t, "--iam4kube-namespace", "nowhere"); a.status != 1 || len(a.bad("broken")) != 1 || a.bad("broken")[0].Piece != "no-namespace" {
 			t.Errorf("%d: %s", a.status, a.text)
 		}
+	})
+	serverAccount.run(t, s)
+}
+
+// run breaks the installation, and wants `check` to name it alone.
+func (tc installation) run(t *testing.T, s *setup) {
+	t.Helper()
+	t.Run(tc.name, func(t *testing.T) {
+		t.Run("broken", func(t *testing.T) {
+			if tc.removes.name != "" {
+				s.remove(t, tc.removes)
+			}
+			if tc.damage != nil {
+				tc.damage(t, s)
+			}
+			state, status := "broken", 1
+			if tc.warning {
+				state, status = "warning", 0
+			}
+			var a answer
+			environment.Eventually(t, within, func() error { // a moment until all replicas have heard
+				a = check(t)
+				if bad := a.bad("broken", "warning", "cannot-see"); len(bad) != 1 || bad[0].Piece != tc.piece || bad[0].State != state {
+					return fmt.Errorf("want %s alone: %+v", tc.piece, bad)
+				}
+				return nil
+			})
+			bad := a.bad(state)
+			if a.status != status || bad[0].Remedy == "" || bad[0].Docs == "" {
+				t.Errorf("status %d, want %d: %+v", a.status, status, bad)
+			}
+			for _, category := range a.Categories {
+				if slices.ContainsFunc(category.Checks, func(l link) bool { return l.Piece == tc.piece }) && category.Name != tc.category {
+					t.Errorf("in %q", category.Name)
+				}
+			}
+		})
 	})
 }

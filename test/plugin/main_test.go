@@ -38,6 +38,5 @@ func build() error {
 	_, _, certManager := controlplane.BuildCertManager(context.Background())
 	_, server := environment.Build("cmd/server", "-race")
 	_, plugin := program()
-	_, other := newer()
-	return errors.Join(controlPlane, certManager, server, plugin, other)
+	return errors.Join(controlPlane, certManager, server, plugin)
 }

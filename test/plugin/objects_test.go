@@ -18,6 +18,7 @@ var (
 	daemonSets      = schema.GroupVersionResource{Group: "apps", Version: "v1", Resource: "daemonsets"}
 	services        = schema.GroupVersionResource{Version: "v1", Resource: "services"}
 	accounts        = schema.GroupVersionResource{Version: "v1", Resource: "serviceaccounts"}
+	configMaps      = schema.GroupVersionResource{Version: "v1", Resource: "configmaps"}
 	nodes           = schema.GroupVersionResource{Version: "v1", Resource: "nodes"}
 	pods            = schema.GroupVersionResource{Version: "v1", Resource: "pods"}
 	quotas          = schema.GroupVersionResource{Version: "v1", Resource: "resourcequotas"}

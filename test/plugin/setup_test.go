@@ -46,7 +46,9 @@ const (
 	own          = "iam4kube"
 	serverNode   = "node-restriction.kubernetes.io/iam4kube-server"
 	within       = time.Minute
-	rolesPath    = "/latest/meta-data/iam/security-credentials/"
+	// answersWithin is what the plugin has for one answer.
+	answersWithin = 10 * time.Second
+	rolesPath     = "/latest/meta-data/iam/security-credentials/"
 )
 
 // setup is iam4kube in a cluster of three nodes, by the overlay `both`.
@@ -355,13 +357,8 @@ func plugin(t *testing.T, rights *rest.Config, arguments ...string) answer {
 	return a
 }
 
-// program is the plugin, and newer the same of another version.
-var (
-	program = sync.OnceValues(func() (string, error) { return environment.Build(pluginFolder) })
-	newer   = sync.OnceValues(func() (string, error) {
-		return environment.Build(pluginFolder, "-ldflags=-X github.com/iam4kube/iam4kube/internal/buildinfo.version=v99.0.0")
-	})
-)
+// program is the plugin.
+var program = sync.OnceValues(func() (string, error) { return environment.Build(pluginFolder) })
 
 func pluginText(t *testing.T, rights *rest.Config, arguments ...string) (text string, status int) {
 	t.Helper()
@@ -379,7 +376,11 @@ func runPlugin(t *testing.T, path string, rights *rest.Config, arguments ...stri
 	var stderr bytes.Buffer
 	command := exec.CommandContext(ctx, path, append(arguments, "--kubeconfig", env.Kubeconfig(t, rights), "--cache-dir", t.TempDir())...)
 	command.Stderr = &stderr
+	start := time.Now()
 	output, err := command.Output()
+	if took := time.Since(start); took > answersWithin {
+		t.Errorf("the plugin took %v: %q", took, arguments)
+	}
 	if stderr.Len() > 0 {
 		t.Logf("stderr: %s", stderr.String())
 	}

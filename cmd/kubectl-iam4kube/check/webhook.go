@@ -167,6 +167,11 @@ func (i *installation) others(ctx context.Context) finding.Finding {
 	both := []string{"/apis/policy/v1/%s/poddisruptionbudgets/", "/apis/networking.k8s.io/v1/%s/networkpolicies/"}
 	if i.server != nil {
 		paths = append(paths, both[0]+cluster.Server, both[1]+cluster.Server)
+		for _, from := range i.server.Spec.Template.Spec.Containers[0].EnvFrom {
+			if from.ConfigMapRef != nil {
+				paths = append(paths, "/api/v1/%s/configmaps/"+from.ConfigMapRef.Name)
+			}
+		}
 	}
 	if i.injects() {
 		const issuers = "/apis/cert-manager.io/v1/%s/issuers/"
@@ -183,7 +188,7 @@ func (i *installation) others(ctx context.Context) finding.Finding {
 			return unseen(kind+" of the namespace "+i.Namespace, err)
 		}
 	}
-	return finding.Good("quota, disruption budgets, network policies and issuers are there")
+	return finding.Good("quota, disruption budgets, network policies, issuers and the server's ConfigMap are there")
 }
 
 // labels looks for values that mean nothing, in namespaces that are older than the policy.

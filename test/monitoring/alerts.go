@@ -1,6 +1,6 @@
 // Package monitoring has the alerts and the dashboard in one table, and makes of it what is in
 // observability/ and the tables of docs/. Its tests see each alert fire where its cause is
-// simulated, and none in an hour in which all is well.
+// made, and where it is simulated, and none in an hour in which all is well.
 package monitoring
 
 // Program is whose metrics an alert or a panel reads.

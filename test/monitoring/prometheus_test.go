@@ -2,15 +2,9 @@ package monitoring
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
-	"math/big"
 	"net/http"
 	"net/url"
 	"os"
@@ -22,167 +16,74 @@ import (
 	"testing"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 
-	"github.com/iam4kube/iam4kube/internal/logging"
-	"github.com/iam4kube/iam4kube/internal/server/role"
-	"github.com/iam4kube/iam4kube/internal/webhook"
 	"github.com/iam4kube/iam4kube/test/checkout"
-	"github.com/iam4kube/iam4kube/test/controlplane"
 	"github.com/iam4kube/iam4kube/test/environment"
-	"github.com/iam4kube/iam4kube/test/netns"
-	"github.com/iam4kube/iam4kube/test/node"
 )
 
-var env *environment.Environment
+const prometheusAddress = "127.0.0.1:9095" // the namespace is the test's own
 
-// TestMain runs the tests in a network namespace of their own, because ip2service makes of it a
-// node of a cluster.
-func TestMain(m *testing.M) {
-	if netns.Check() != nil { // still where modules can be fetched
-		_, controlPlane := controlplane.Build(context.Background())
-		_, program := node.Program(true)
-		if err := errors.Join(controlPlane, program); err != nil {
-			fmt.Fprintln(os.Stderr, "monitoring:", err)
-			os.Exit(1)
-		}
-	}
-	netns.Main(m, func() int {
-		return environment.Main(m, func(e *environment.Environment) { env = e })
-	})
-}
-
-const (
-	within            = 60 * time.Second
-	prometheusAddress = "127.0.0.1:9095" // the namespace is the test's own
-)
-
-// TestRealPrometheus lets one scrape the three programs as the PodMonitors make it do, and looks
-// whether each panel shows something, whether there is what each alert looks at, and that none
-// fires.
-func TestRealPrometheus(t *testing.T) {
-	scrapePrograms(t)
-	var panels []string
-	for _, row := range Dashboard {
-		for _, p := range row.Panels {
-			for _, q := range p.Queries {
-				// What there is only while something ends is there all the same.
-				panels = append(panels, strings.ReplaceAll(strings.TrimSuffix(q.Expr, " > 0"), "$__rate_interval", "30s"))
-			}
-		}
-	}
-	if len(panels) < 30 {
-		t.Errorf("%d queries", len(panels))
-	}
-	environment.Eventually(t, within, func() error {
-		var all []error
-		for _, expr := range panels {
-			all = append(all, isThere(t, expr))
-		}
-		return errors.Join(all...)
-	})
-	for _, a := range Alerts {
-		for _, selector := range selectors(a.Expr) {
-			if strings.HasPrefix(selector, "iam4kube_issuer_") {
-				continue // with AssumeRoleWithWebIdentity alone, as test/webidentity has it
-			}
-			if err := isThere(t, selector); err != nil {
-				t.Errorf("%s: %v", a.Name, err)
-			}
-		}
-	}
-	// The label of requests is not pushed aside by the operator's of the same name.
-	if err := isThere(t, `iam4kube_http_requests_total{endpoint="credentials"}`); err != nil {
-		t.Error(err)
-	}
-	if err := isThere(t, `iam4kube_no_such_metric`); err == nil {
-		t.Error("everything is there")
-	}
-	var rules struct {
-		Data struct {
-			Groups []struct {
-				Rules []struct{ Name, State, Health, LastError string }
-			}
-		}
-	}
-	ask(t, "/api/v1/rules", &rules)
-	count := 0
-	for _, group := range rules.Data.Groups {
-		for _, r := range group.Rules {
-			count++
-			if r.Health != "ok" || r.State == "firing" {
-				t.Errorf("%+v", r)
-			}
-		}
-	}
-	if count != len(Alerts) {
-		t.Errorf("%d rules", count)
-	}
-}
-
-var selector = regexp.MustCompile(`(iam4kube_[a-z0-9_]+)(\{([a-z]+)(=~?)"([^"]*)"\})?`)
-
-// selectors are what an expression looks at, one for each value of a label that it names.
-// Statuses are only there once an answer had them.
-func selectors(expr string) (all []string) {
-	for _, m := range selector.FindAllStringSubmatch(expr, -1) {
-		name, label, values := m[1], m[3], m[5]
-		if label == "" || label == "code" {
-			all = append(all, name)
-			continue
-		}
-		for value := range strings.SplitSeq(values, "|") {
-			all = append(all, fmt.Sprintf("%s{%s=%q}", name, label, value))
-		}
-	}
-	return all
-}
-
-func isThere(t *testing.T, expr string) error {
+// rulesFile has the rules that users get, but for the time that an expression has to be true,
+// which a test does not have. The expressions are theirs.
+func rulesFile(t *testing.T) string {
 	t.Helper()
-	var answer struct {
-		Status, Error string
-		Data          struct{ Result []any }
-	}
-	ask(t, "/api/v1/query?query="+url.QueryEscape(expr), &answer)
-	if answer.Status != "success" || len(answer.Data.Result) == 0 {
-		return fmt.Errorf("%s: nothing is there: %s", expr, answer.Error)
-	}
-	return nil
-}
-
-func ask(t *testing.T, path string, answer any) {
-	t.Helper()
-	response, err := http.Get("http://" + prometheusAddress + path)
+	text, err := os.ReadFile(checkout.Path("observability", "rules.yaml"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = response.Body.Close() }()
-	if err := json.NewDecoder(response.Body).Decode(answer); err != nil {
+	path := filepath.Join(t.TempDir(), "rules.yaml")
+	text = regexp.MustCompile(`(?m)^( +for:) .*$`).ReplaceAll(text, []byte("$1 0s"))
+	if err := os.WriteFile(path, text, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	return path
 }
 
-// scrapePrograms starts the three programs, with a pod that asks, and Prometheus.
-func scrapePrograms(t *testing.T) {
+// scrapeConfigs are what the operator makes of the PodMonitors where these are the pods, by
+// their names, with where their metrics are.
+func scrapeConfigs(t *testing.T, pods map[string]string) (configs []object) {
 	t.Helper()
-	s := env.Start(t, env.Config(t))
-	s.WaitReady(t)
-	warm(t, s)
-	monitored := map[string]string{"server": s.Aux, "webhook": startWebhook(t), "ip2service": startIP2service(t)}
-	var jobs []any
-	for name, address := range monitored {
-		jobs = append(jobs, object{
-			// As the operator makes it of a PodMonitor.
-			"job_name": "iam4kube/iam4kube-" + name, "honor_labels": true,
-			"static_configs": []object{{"targets": []string{address}, "labels": object{"namespace": "iam4kube", "pod": "iam4kube-" + name + "-0", "container": name, "endpoint": "metrics"}}},
+	text, err := os.ReadFile(checkout.Path("observability", "podmonitors.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for document := range strings.SplitSeq(string(text), "---\n") {
+		var monitor struct {
+			Metadata struct{ Name, Namespace string }
+			Spec     struct {
+				PodMetricsEndpoints []struct {
+					Port        string
+					HonorLabels bool
+				}
+			}
+		}
+		if err := yaml.Unmarshal([]byte(document), &monitor); err != nil {
+			t.Fatal(err)
+		}
+		name, endpoint := monitor.Metadata.Name, monitor.Spec.PodMetricsEndpoints[0]
+		var targets []object
+		for pod, address := range pods {
+			if strings.HasPrefix(pod, name+"-") {
+				targets = append(targets, object{"targets": []string{address}, "labels": object{
+					"namespace": monitor.Metadata.Namespace, "pod": pod, "container": strings.TrimPrefix(name, "iam4kube-"), "endpoint": endpoint.Port,
+				}})
+			}
+		}
+		configs = append(configs, object{
+			"job_name": monitor.Metadata.Namespace + "/" + name, "honor_labels": endpoint.HonorLabels, "static_configs": targets,
 		})
 	}
+	return configs
+}
+
+// startPrometheus starts one that looks at these pods. Its time-out is its interval, and on a busy
+// machine a second is too little for an answer.
+func startPrometheus(t *testing.T, pods map[string]string) {
+	t.Helper()
 	configuration, err := yaml.Marshal(object{
-		"global":     object{"scrape_interval": "1s", "evaluation_interval": "1s"},
-		"rule_files": []string{checkout.Path("observability", "rules.yaml")}, "scrape_configs": jobs,
+		"global":     object{"scrape_interval": "5s", "scrape_timeout": "5s", "evaluation_interval": "1s"},
+		"rule_files": []string{rulesFile(t)}, "scrape_configs": scrapeConfigs(t, pods),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -219,100 +120,141 @@ func scrapePrograms(t *testing.T) {
 	})
 }
 
-// warm lets a pod ask for credentials.
-func warm(t *testing.T, s *environment.Server) {
+func ask(t *testing.T, path string, answer any) {
 	t.Helper()
-	from, arn := env.Address(), env.NewRole()
-	err := errors.Join(
-		env.CreateNamespace(t.Context(), "apps"),
-		env.CreateServiceAccount(t.Context(), controlplane.ServiceAccount{Namespace: "apps", Name: "app", Annotations: map[string]string{role.AnnotationARN: arn}}),
-	)
-	if err == nil {
-		_, err = env.CreatePod(t.Context(), controlplane.Pod{Namespace: "apps", Name: "app", ServiceAccount: "app", IPs: []string{from.String()}})
-	}
+	response, err := http.Get("http://" + prometheusAddress + path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if status, body := s.Get(t, from, "/latest/meta-data/iam/security-credentials/"+role.Role{ARN: arn}.Name()); status != http.StatusOK {
-		t.Fatal(status, body)
+	defer func() { _ = response.Body.Close() }()
+	if err := json.NewDecoder(response.Body).Decode(answer); err != nil {
+		t.Fatal(err)
 	}
 }
 
-// startWebhook starts one with a certificate of its own and returns where its metrics are.
-func startWebhook(t *testing.T) (aux string) {
+func isThere(t *testing.T, expr string) error {
 	t.Helper()
-	if err := env.ApplyFiles(t.Context(), checkout.Path("manifests", "base", "webhook-rbac.yaml")); err != nil {
-		t.Fatal(err)
+	var answer struct {
+		Status, Error string
+		Data          struct{ Result []any }
 	}
-	service := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: environment.Namespace, Name: "iam4kube"}, Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Name: "http", Port: 80}}}}
-	if _, err := env.Client.CoreV1().Services(environment.Namespace).Create(t.Context(), service, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
+	ask(t, "/api/v1/query?query="+url.QueryEscape(expr), &answer)
+	if answer.Status != "success" || len(answer.Data.Result) == 0 {
+		return fmt.Errorf("%s: nothing is there: %s", expr, answer.Error)
 	}
-	rights, err := env.ServiceAccountConfig(t.Context(), environment.Namespace, "iam4kube-webhook")
-	if err != nil {
-		t.Fatal(err)
-	}
-	certificates := t.TempDir()
-	writeCertificate(t, certificates)
-	var logs environment.Logs
-	log, err := logging.New(&logs, "info", "json")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() {
-		ended <- webhook.Run(ctx, webhook.Config{
-			ListenOn: "127.0.0.1:0", AuxListenOn: "127.0.0.1:0", Kubeconfig: env.Kubeconfig(t, rights), CertDir: certificates,
-			ServiceNamespace: environment.Namespace, ServiceName: "iam4kube", InitImage: "registry.example/ip2service:v1", InitPullPolicy: webhook.PullPolicies[0],
-			ProbeTimeout: time.Minute, Wait: 5 * time.Second,
-		}, log)
-	}()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-ended; err != nil {
-			t.Error(err)
+	return nil
+}
+
+// labels are what an alert has, or some of that.
+type labels = map[string]string
+
+// alertsNow are the alerts that fire now, by name, each with the labels of what it fires for, and
+// when all rules had been looked at last.
+func alertsNow(t *testing.T) (fire map[string][]labels, at time.Time) {
+	t.Helper()
+	var rules struct {
+		Data struct {
+			Groups []struct {
+				LastEvaluation time.Time
+				Rules          []struct {
+					Name, Health, LastError string
+					Alerts                  []struct {
+						State  string
+						Labels labels
+					}
+				}
+			}
 		}
+	}
+	ask(t, "/api/v1/rules", &rules)
+	fire, count := map[string][]labels{}, 0
+	for _, group := range rules.Data.Groups {
+		if at.IsZero() || group.LastEvaluation.Before(at) {
+			at = group.LastEvaluation
+		}
+		for _, r := range group.Rules {
+			count++
+			if r.Health == "err" {
+				t.Errorf("%+v", r)
+			}
+			for _, a := range r.Alerts {
+				fire[r.Name] = append(fire[r.Name], a.Labels)
+			}
+		}
+	}
+	if count != len(Alerts) {
+		t.Fatalf("%d rules", count)
+	}
+	return fire, at
+}
+
+// looks calls look with the alerts that fire, about as often as the rules are looked at, until it
+// has seen enough. Why it has not is told if that takes too long.
+func looks(t *testing.T, within time.Duration, look func(fire map[string][]labels, at time.Time) error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), within)
+	defer cancel()
+	ticker := time.NewTicker(300 * time.Millisecond)
+	defer ticker.Stop()
+	for {
+		fire, at := alertsNow(t)
+		err := look(fire, at)
+		if err == nil {
+			return
+		}
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			t.Fatalf("not within %v: %v", within, err)
+		}
+	}
+}
+
+// nothingFires waits until the rules were looked at this often, and sees that no expression is
+// true.
+func nothingFires(t *testing.T, times int) {
+	t.Helper()
+	var last time.Time
+	seen := 0
+	looks(t, within, func(fire map[string][]labels, at time.Time) error {
+		if len(fire) > 0 {
+			t.Fatalf("all is well, and these fire: %v", fire)
+		}
+		if at.After(last) {
+			seen, last = seen+1, at
+		}
+		if seen < times {
+			return fmt.Errorf("the rules were looked at %d times", seen)
+		}
+		return nil
 	})
-	starting, done := context.WithTimeout(t.Context(), within)
-	defer done()
-	line, err := logs.Wait(starting, "serving")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return line[logging.AuxAddress].(string)
 }
 
-func writeCertificate(t *testing.T, folder string) {
+// waitFiring returns once the alert fires with these labels. Another that is not expected is
+// told of once.
+func waitFiring(t *testing.T, alert string, with labels, expected map[string]bool) {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{"iam4kube-webhook.iam4kube.svc"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(90 * 24 * time.Hour)}
-	certificate, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	private, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, block := range map[string]*pem.Block{"tls.crt": {Type: "CERTIFICATE", Bytes: certificate}, "tls.key": {Type: "PRIVATE KEY", Bytes: private}} {
-		if err := os.WriteFile(filepath.Join(folder, name), pem.EncodeToMemory(block), 0o600); err != nil {
-			t.Fatal(err)
+	looks(t, 4*time.Minute, func(fire map[string][]labels, _ time.Time) error {
+		for name := range fire {
+			if !expected[name] {
+				t.Errorf("%s fires, by whatever raises %s: %v", name, alert, fire[name])
+				expected[name] = true
+			}
+		}
+		for _, have := range fire[alert] {
+			if subset(with, have) {
+				return nil
+			}
+		}
+		return fmt.Errorf("%s with %v does not fire, but %v", alert, with, fire)
+	})
+}
+
+func subset(of, all labels) bool {
+	for name, value := range of {
+		if all[name] != value {
+			return false
 		}
 	}
-}
-
-// startIP2service starts it with the server as its endpoint and returns where its metrics are.
-func startIP2service(t *testing.T) (aux string) {
-	t.Helper()
-	cluster, err := node.NewCluster(t.Context(), env.ControlPlane)
-	if err != nil {
-		t.Fatal(err)
-	}
-	service := cluster.NewService()
-	service.Set(t, "a", node.Ready("10.99.0.1")) // it need not answer
-	return service.Start(t).Aux
+	return true
 }

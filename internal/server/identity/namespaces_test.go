@@ -9,7 +9,7 @@ import (
 )
 
 // In a cluster with thousands of namespaces, each with a list of its own, all lists and the change
-// of one are in force within a second.
+// of one are in force at once: nothing goes through all of one for each of the other.
 func TestThousandsOfNamespaces(t *testing.T) {
 	const count = 5_000
 	w := newWorld()
@@ -21,11 +21,12 @@ func TestThousandsOfNamespaces(t *testing.T) {
 		namespaces[i] = &Namespace{Name: a.Namespace, Allowed: role.ParseAllowed(fmt.Sprint("arn:aws:iam::123456789012:role/role-", i))}
 	}
 	accountSink{w.Index}.Replace(accounts)
+	const most = 5 * time.Second // with the race detector, on a busy machine; it took 13 to go through all
 	within := func(what string, roles int, do func()) {
 		t.Helper()
 		start := time.Now()
 		do()
-		if took := time.Since(start); took > time.Second || len(w.wanted) != roles {
+		if took := time.Since(start); took > most || len(w.wanted) != roles {
 			t.Errorf("%s: %d roles are fetched after %v, want %d", what, len(w.wanted), took, roles)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -86,17 +87,17 @@ func awsKeys(list []byte) (looked int, found []string, err error) {
 		if err := json.Unmarshal(item, &object); err != nil {
 			return 0, nil, err
 		}
-		text := string(item)
+		texts := []string{string(item)}
 		if object.Kind == "Secret" {
 			for _, encoded := range object.Data {
 				value, err := base64.StdEncoding.DecodeString(encoded)
 				if err != nil {
 					return 0, nil, err
 				}
-				text += "\n" + string(value)
+				texts = append(texts, string(value))
 			}
 		}
-		if awsKey.MatchString(text) {
+		if slices.ContainsFunc(texts, awsKey.MatchString) {
 			found = append(found, fmt.Sprintf("%s %s/%s", object.Kind, object.Metadata.Namespace, object.Metadata.Name))
 		}
 	}

@@ -77,15 +77,15 @@ func Start(t testing.TB, address net.IP, command func(args ...string) (*exec.Cmd
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait() // killed, as asked
 	})
-	said := ""
+	var said strings.Builder
 	for lines := bufio.NewScanner(log); r.Address == "" && lines.Scan(); {
-		said += lines.Text() + "\n"
+		said.WriteString(lines.Text() + "\n")
 		if _, after, ok := strings.Cut(lines.Text(), "listening on "); ok {
 			r.Address, _, _ = strings.Cut(after, ",")
 		}
 	}
 	if r.Address == "" {
-		t.Fatalf("the registry says\n%s", said)
+		t.Fatalf("the registry says\n%s", said.String())
 	}
 	go func() { _, _ = io.Copy(io.Discard, log) }() // until it is killed
 	return r

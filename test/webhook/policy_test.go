@@ -31,8 +31,8 @@ var (
 
 // ways are those by which a pod is injected.
 var ways = map[string]func(testing.TB){
-	"webhook": func(t testing.TB) { startReady(t) },
-	"policy":  func(t testing.TB) { installPolicies(t) },
+	"webhook": func(t testing.TB) { t.Helper(); startReady(t) },
+	"policy":  installPolicies,
 }
 
 // policyFile is a component's, with the image of the fixtures.

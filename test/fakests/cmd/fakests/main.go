@@ -73,7 +73,9 @@ func run(o options) error {
 		handler       http.Handler
 		tls           *tls.Config
 	}{
-		{"sts", o.listen, fake, nil}, {"s3", o.s3, s3, nil}, {"s3-tls", o.s3TLS, s3, fakests.SelfSigned()},
+		{"sts", o.listen, fake, nil},
+		{"s3", o.s3, s3, nil},
+		{"s3-tls", o.s3TLS, s3, fakests.SelfSigned()},
 		{"web", o.web, http.FileServer(http.Dir(o.webFiles)), webTLS},
 	} {
 		if service.address == "" {

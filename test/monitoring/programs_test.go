@@ -315,10 +315,8 @@ func (s *scene) newApp(t *testing.T, name string) app {
 		r.Trust.StringEquals = map[string][]string{provider + ":sub": {"system:serviceaccount:apps:" + name}}
 	})
 	from := env.Address()
-	return app{
-		controlplane.Pod{Namespace: "apps", Name: name, ServiceAccount: name, IPs: []string{from.String()}},
-		from, map[string]string{role.AnnotationARN: arn},
-	}
+	pod := controlplane.Pod{Namespace: "apps", Name: name, ServiceAccount: name, IPs: []string{from.String()}}
+	return app{pod, from, map[string]string{role.AnnotationARN: arn}}
 }
 
 func (a app) arn() string { return a.annotations[role.AnnotationARN] }

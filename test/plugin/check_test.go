@@ -224,12 +224,12 @@ func TestCheck(t *testing.T) {
 	t.Run("injected by a policy", func(t *testing.T) {
 		text, err := os.ReadFile("../../manifests/components/injection-policy/policy.yaml")
 		if err == nil {
-			err = env.ControlPlane.Apply(t.Context(), text)
+			err = env.Apply(t.Context(), text)
 		}
 		if err != nil {
 			t.Fatal(err)
 		}
-		admission := env.ControlPlane.Client.AdmissionregistrationV1()
+		admission := env.Client.AdmissionregistrationV1()
 		unbind := sync.OnceValue(func() error {
 			return admission.MutatingAdmissionPolicyBindings().Delete(context.Background(), "iam4kube-inject", metav1.DeleteOptions{})
 		})

@@ -102,7 +102,7 @@ var versions = []struct {
 		}
 		return body + "iam4kube_shards{of=\"3\"} 1\n"
 	}},
-	{name: "a metric has another name", change: func(path, body string) string {
+	{name: "a metric has another name", change: func(_, body string) string {
 		return strings.ReplaceAll(body, "iam4kube_cut_off", "iam4kube_apart")
 	}, check: map[string]string{"lists and watches": "has no metric iam4kube_cut_off: use the plugin of its version"}},
 	{name: "a role is in a state of another name", change: func(path, body string) string {

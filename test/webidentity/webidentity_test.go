@@ -145,14 +145,14 @@ func TestUnpublishedKey(t *testing.T) {
 	w := mustCreate(t, i, newNamespace(t, "unpublished"), "app", nil)
 	s := start(t, i, "--max-wait", "3s")
 	var body string
-	environment.Eventually(t, time.Minute, func() error { // the attempt has ended, on a busy machine late
+	environment.Eventually(t, time.Minute, func() error { // on a busy machine, the pod and STS's answer come late
 		var status int
-		if status, body = s.Get(t, w.from, "/v1/credentials"); status != http.StatusServiceUnavailable || strings.Contains(body, "has not answered yet") {
+		if status, body = s.Get(t, w.from, "/v1/credentials"); status != http.StatusServiceUnavailable || !strings.Contains(body, "Couldn't retrieve verification key") {
 			return fmt.Errorf("%d %s", status, body)
 		}
 		return nil
 	})
-	mustSay(t, body, "Couldn't retrieve verification key", i.URL+"/.well-known/openid-configuration", "server issuer")
+	mustSay(t, body, i.URL+"/.well-known/openid-configuration", "server issuer")
 	mustHaveEvent(t, environment.Namespace, "IAMIssuerUnpublished", pod.Name, i.URL, "HTTP status 404")
 	if s.Metric(t, "iam4kube_sts_identity_refused") != 1 || s.Metric(t, "iam4kube_issuer_check", "outcome", "unpublished") != 1 {
 		t.Error("the metrics do not say so")

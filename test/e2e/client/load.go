@@ -17,7 +17,7 @@ const (
 	// requestsPerSecond are begun on time, whatever the ones before do.
 	requestsPerSecond = 100
 	// sdksPerSecond are SDKs that start and look for credentials, by their default chain.
-	sdksPerSecond = 5
+	sdksPerSecond = 2
 	// within is what one may take: more than the server lets a request wait.
 	within = 20 * time.Second
 )

@@ -238,7 +238,7 @@ var programs = []program{
 	{pod: "aws-cli", command: []string{"sh", "-c", awsCLI}},
 	{pod: "boto3", command: []string{"python3", "-c", boto3}},
 	{pod: "go", command: []string{"/client", "identity"}},
-	{pod: "load", command: []string{"/client", "load"}, spec: "activeDeadlineSeconds: 3600"},
+	{pod: "load", command: []string{"/client", "load", "100"}, spec: "activeDeadlineSeconds: 3600"},
 }
 
 // place is a namespace with its ServiceAccount and the way that its requests go.

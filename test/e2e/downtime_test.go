@@ -15,7 +15,7 @@ import (
 
 const serverPods = "app.kubernetes.io/name=iam4kube-server"
 
-// Unmodified clients ask 200 times a second through each path, while everything is restarted
+// Unmodified clients ask through each path, as often as perPath says, while everything is restarted
 // that a cluster's operator restarts, and while things fail. The phases are in this order
 // because a drain leaves both replicas on one node, and a rolling update spreads them; and
 // because connection tracking remembers a dead node for minutes.
@@ -35,7 +35,10 @@ func TestZeroDowntime(t *testing.T) {
 		{"API server down for five minutes", outage(5 * time.Minute)},
 		{"power-off of a replica's node", powerOff},
 	} {
-		t.Run(phase.name, func(t *testing.T) { phase.run(t, l) })
+		t.Run(phase.name, func(t *testing.T) {
+			l.steady(t)
+			phase.run(t, l)
+		})
 	}
 }
 

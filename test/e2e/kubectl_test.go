@@ -115,7 +115,7 @@ func onNode(t *testing.T, node string, args ...string) string {
 // eventually polls, because neither nodes' kernels nor the API server's callers tell.
 func eventually(t *testing.T, what string, there func() bool) {
 	t.Helper()
-	tick, end := time.NewTicker(100*time.Millisecond), time.After(within)
+	tick, end := time.NewTicker(250*time.Millisecond), time.After(within)
 	defer tick.Stop()
 	for !there() {
 		select {

@@ -9,18 +9,21 @@ import (
 	"maps"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// perPath is how many requests go a second through each path, from two nodes. Four starts of
-// an AWS SDK for Go and, where there is no token, two of boto3 come on top, with a few requests
-// each.
-const perPath = 200
+// perPath is how many requests go a second through each path, from two nodes: 200 where a source
+// address tells who calls, 50 with tokens, so that two cores have room for what a phase does.
+// Four starts of an AWS SDK for Go and, where there is no token, two of boto3 come on top, with
+// a few requests each.
+var perPath = map[path]int{nodeWide: 200, inPod: 200, withToken: 50, onHost: 50}
 
 // second, count and failure are what `client load` prints.
 type second struct {
@@ -98,6 +101,7 @@ func startLoad(t *testing.T) *load {
 			role(t, ns, name)
 			pod := way.of(clientPod(ns, name, "load"))
 			pod.Name = "load-" + name
+			pod.Spec.Containers[0].Args = []string{"load", strconv.Itoa(perPath[way] / 2)}
 			create(t, onWorker(withProcessor(pod), fmt.Sprintf("worker-%d", j+1)))
 			l.pods = append(l.pods, loadPod{way, ns, pod.Name, false})
 		}
@@ -110,10 +114,23 @@ func startLoad(t *testing.T) *load {
 	}
 	for _, p := range l.pods {
 		waitPod(t, p.namespace, p.name, running)
-		eventually(t, p.name+" asks", func() bool { return len(logs(t, p.namespace, p.name, "client")) > 0 })
 	}
+	l.steady(t)
 	l.since = time.Now()
 	return l
+}
+
+// steady waits until all clients have begun what they did in time for a few seconds: what starts,
+// and what comes of a phase before, takes processors from them, and an SDK gives up after a second.
+func (l *load) steady(t *testing.T) {
+	t.Helper()
+	few := int64(3)
+	for _, p := range l.pods {
+		eventually(t, p.namespace+"/"+p.name+" asks in time", func() bool {
+			all := p.told(t, corev1.PodLogOptions{TailLines: &few})
+			return len(all) == int(few) && !slices.ContainsFunc(all, func(s second) bool { return s.Late > 250 || len(s.Failures) > 0 })
+		})
+	}
 }
 
 // withProcessor keeps what measures from being the first that waits on a busy machine.
@@ -134,27 +151,34 @@ func botoPod(namespace, serviceAccount string) *corev1.Pod {
 	return pod
 }
 
-// seconds of a pod that began before end, when all that was begun in them has ended.
-func (l *load) seconds(t *testing.T, p loadPod, end time.Time) (all []second) {
+// told is what a pod has printed.
+func (p loadPod) told(t *testing.T, options corev1.PodLogOptions) (all []second) {
 	t.Helper()
-	eventually(t, p.namespace+"/"+p.name+" has told of all seconds", func() bool {
-		all = nil
-		decoder := json.NewDecoder(bytes.NewReader(logs(t, p.namespace, p.name, "client")))
-		for {
-			var s second
-			if decoder.Decode(&s) != nil {
-				break // the end, or a line that is being written
-			}
-			if s.Start.Before(end) {
-				all = append(all, s)
-			}
+	options.Container = "client"
+	decoder := json.NewDecoder(bytes.NewReader(logsOf(t, p.namespace, p.name, options)))
+	for {
+		var s second
+		if decoder.Decode(&s) != nil {
+			return all // the end, or a line that is being written
 		}
+		all = append(all, s)
+	}
+}
+
+// seconds of a pod that ended after start and began before end, when all that was begun in them
+// has ended.
+func (l *load) seconds(t *testing.T, p loadPod, start, end time.Time) (all []second) {
+	t.Helper()
+	since := metav1.NewTime(start.Add(-time.Second)) // boto3's may have ended before their second has
+	eventually(t, p.namespace+"/"+p.name+" has told of all seconds", func() bool {
+		all = p.told(t, corev1.PodLogOptions{SinceTime: &since})
+		all = slices.DeleteFunc(all, func(s second) bool { return !s.Start.Before(end) || !s.Start.Add(time.Second).After(start) })
 		if len(all) == 0 {
 			return false
 		}
 		slices.SortFunc(all, func(a, b second) int { return a.Start.Compare(b.Start) })
 		// There is one for every second since the first.
-		return end.Sub(all[0].Start) <= time.Duration(len(all))*time.Second
+		return end.Sub(all[0].Start) <= time.Duration(len(all))*time.Second && !all[0].Start.After(start)
 	})
 	return all
 }
@@ -179,7 +203,7 @@ func (l *load) phase(t *testing.T, do func()) *report {
 	r.end = time.Now()
 	l.since = r.end
 	for _, p := range l.pods {
-		for _, s := range l.seconds(t, p, r.end) {
+		for _, s := range l.seconds(t, p, r.start, r.end) {
 			for _, f := range s.Failures {
 				if !f.At.Before(r.start) && f.At.Before(r.end) {
 					f.pod = p
@@ -202,7 +226,7 @@ func (l *load) phase(t *testing.T, do func()) *report {
 	slices.SortFunc(r.failures, func(a, b failure) int { return a.At.Compare(b.At) })
 	for _, way := range loaded {
 		requests, podSeconds := r.counts[way]["new"].Done+r.counts[way]["kept"].Done, r.seconds[way]
-		if requests != podSeconds*perPath/2 {
+		if requests != podSeconds*perPath[way]/2 {
 			t.Errorf("%s: %d requests in %d s of two pods", way, requests, podSeconds)
 		}
 	}

@@ -179,7 +179,13 @@ func ended(pod *corev1.Pod) bool {
 // logs of a container of a pod.
 func logs(t *testing.T, namespace, pod, container string) []byte {
 	t.Helper()
-	text, err := client.CoreV1().Pods(namespace).GetLogs(pod, &corev1.PodLogOptions{Container: container}).DoRaw(t.Context())
+	return logsOf(t, namespace, pod, corev1.PodLogOptions{Container: container})
+}
+
+// logsOf is a part of them.
+func logsOf(t *testing.T, namespace, pod string, options corev1.PodLogOptions) []byte {
+	t.Helper()
+	text, err := client.CoreV1().Pods(namespace).GetLogs(pod, &options).DoRaw(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,8 +14,6 @@ import (
 )
 
 const (
-	// requestsPerSecond are begun on time, whatever the ones before do.
-	requestsPerSecond = 100
 	// sdksPerSecond are SDKs that start and look for credentials, by their default chain.
 	sdksPerSecond = 2
 	// within is what one may take: more than the server lets a request wait.
@@ -77,8 +75,9 @@ func (s *second) run(kind string, f func() error) {
 	})
 }
 
-// load asks until ctx ends, and tells of the last seconds then, too.
-func load(ctx context.Context) {
+// load asks so many times a second, each begun on time, whatever the ones before do, until ctx
+// ends; it tells of the last seconds then, too.
+func load(ctx context.Context, requestsPerSecond int) {
 	fresh := &http.Client{Timeout: within, Transport: &http.Transport{DisableKeepAlives: true}}
 	kept := &http.Client{Timeout: within, Transport: &http.Transport{MaxIdleConnsPerHost: 16, IdleConnTimeout: time.Minute}}
 	var told sync.WaitGroup
@@ -90,7 +89,7 @@ func load(ctx context.Context) {
 		now := &second{report: Second{Start: start, Counts: map[string]Count{}}}
 		late := int64(0)
 		for i := range requestsPerSecond {
-			due := start.Add(time.Duration(i) * time.Second / requestsPerSecond)
+			due := start.Add(time.Duration(i) * time.Second / time.Duration(requestsPerSecond))
 			if !until(ctx, due) {
 				break
 			}
@@ -101,7 +100,7 @@ func load(ctx context.Context) {
 			}
 			// All that an SDK asks for, in turn.
 			now.run(kind, func() error { return part(begun, client, i/2%3) })
-			if i%(requestsPerSecond/sdksPerSecond) == 0 {
+			if i*sdksPerSecond%requestsPerSecond < sdksPerSecond {
 				now.run(goSDK, func() error { _, err := sdk(begun); return err })
 			}
 		}

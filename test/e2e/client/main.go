@@ -4,7 +4,7 @@
 //	client once          one line of JSON: Answer
 //	client sdk           the same, of what an AWS SDK finds
 //	client get URL       the answer's status and body
-//	client load          one line of JSON a second: Second
+//	client load N        asks N times a second; one line of JSON for each: Second
 //	client knock [IP]    the same: Knocks
 //	client identity      who AWS says that it is, once a second, through AWS_ENDPOINT_URL_STS
 //
@@ -24,6 +24,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"strconv"
 	"syscall"
 	"time"
 )
@@ -51,8 +52,8 @@ type Answer struct {
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if len(os.Args) != 2 && (len(os.Args) != 3 || os.Args[1] != "get" && os.Args[1] != "knock") {
-		fmt.Fprintln(os.Stderr, "client: wait, once, sdk, get URL, load, knock [IP] or identity?")
+	if len(os.Args) != 2 && (len(os.Args) != 3 || os.Args[1] != "get" && os.Args[1] != "load" && os.Args[1] != "knock") {
+		fmt.Fprintln(os.Stderr, "client: wait, once, sdk, get URL, load N, knock [IP] or identity?")
 		os.Exit(2)
 	}
 	switch os.Args[1] {
@@ -67,7 +68,12 @@ func main() {
 			fmt.Println(err)
 		}
 	case "load":
-		load(ctx)
+		requestsPerSecond, err := strconv.Atoi(append(os.Args, "")[2])
+		if err != nil || requestsPerSecond < 1 {
+			fmt.Fprintln(os.Stderr, "client: load how many times a second?")
+			os.Exit(2)
+		}
+		load(ctx, requestsPerSecond)
 	case "identity":
 		identity(ctx)
 	case "knock":

@@ -148,6 +148,40 @@ func within(t *testing.T, what string, after time.Duration, do func() error) {
 	}
 }
 
+// A program that was not given a processor for an hour cuts nobody for it.
+func TestTimeLostIsNotTheClients(t *testing.T) {
+	l := newListener(nil, Limits{Connections: 10, PerSource: 10}, zap.NewNop())
+	now := l.start
+	connect := func() (*headerConn, net.Conn) {
+		below, theirs := net.Pipe()
+		c := newConn(below, l)
+		c.held, _ = l.shares.take(c.source, 1)
+		l.keep(c)
+		t.Cleanup(func() { _, _ = c.Close(), theirs.Close() })
+		return newHeaderConn(c, Timeouts{}), theirs
+	}
+	before, _ := connect()
+	now = now.Add(time.Hour)
+	// Accepted before the sweeper is given its processor.
+	between, _ := connect()
+	l.sweep(now)
+	after, _ := connect()
+	for range HeaderTimeout/sweepEvery - 3 {
+		now = now.Add(sweepEvery)
+		l.sweep(now)
+	}
+	if before.readPassed() || between.readPassed() || after.readPassed() {
+		t.Error("cut for time that was lost")
+	}
+	for range 4 {
+		now = now.Add(sweepEvery)
+		l.sweep(now)
+	}
+	if !before.readPassed() || !between.readPassed() || !after.readPassed() {
+		t.Error("not cut in time")
+	}
+}
+
 // A header has three seconds from its first byte, the first one from the connection's start,
 // the next request and an answer have their own times, and the reader's deadline changes
 // nothing about that.

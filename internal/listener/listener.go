@@ -51,7 +51,9 @@ type Listener struct {
 	log    *zap.Logger
 
 	start time.Time
-	swept atomic.Int64
+	// swept is the listener's time at the last sweep, and lost is how much of the time since
+	// start is not in it. Both are durations.
+	swept, lost atomic.Int64
 
 	mu    sync.Mutex
 	conns []*conn
@@ -155,8 +157,13 @@ func (l *Listener) Sweep(ctx context.Context) {
 // sweepAtOnce is for how many connections those that are opened or closed wait.
 const sweepAtOnce = 256
 
+// sweep lets clients have on top of their time what of it this program was not given a
+// processor for: they may have kept theirs, and what they sent waits in the kernel. A
+// container that has used up its cpu limit is such a program.
 func (l *Listener) sweep(now time.Time) {
-	l.swept.Store(int64(now.Sub(l.start)))
+	passed := int64(now.Sub(l.start)) - l.lost.Load() - l.swept.Load()
+	l.lost.Add(max(0, passed-int64(2*sweepEvery)))
+	l.swept.Add(min(passed, int64(2*sweepEvery)))
 	// From the end: what is closed meanwhile moves others to the front.
 	for end := math.MaxInt; end > 0; {
 		l.mu.Lock()
@@ -172,7 +179,8 @@ func (l *Listener) sweep(now time.Time) {
 	}
 }
 
-// now is when the last sweep began, in the listener's time.
+// now is when the last sweep began, in the listener's time, in which no two sweeps are further
+// apart than twice sweepEvery.
 func (l *Listener) now() time.Duration { return time.Duration(l.swept.Load()) }
 
 // at is a deadline in the listener's time, which begins at 0 with its start.
@@ -180,7 +188,7 @@ func (l *Listener) at(t time.Time) time.Duration {
 	if t.IsZero() {
 		return never
 	}
-	return t.Sub(l.start)
+	return t.Sub(l.start) - time.Duration(l.lost.Load())
 }
 
 // Connections returns how many are open, and how many were refused for that reason.

@@ -14,6 +14,12 @@ import (
 
 const cgroupRoot = "/sys/fs/cgroup"
 
+// weights are a node's, among the others and each thread of what runs outside of cgroups:
+// kubelet, containerd and the control plane, of which each thread weighs as much as a cgroup
+// without a weight. On a node of its own, pods weigh as much for each of its processors as all of
+// the system's programs do together.
+var weights = map[string]string{"cpu.shares": "4096", "cpu.weight": "400"}
+
 // cgroupPrefix begins the names of the cgroups of one cluster's nodes.
 func cgroupPrefix(dir string) string {
 	h := fnv.New32a()
@@ -38,6 +44,19 @@ func (s *supervisor) makeCgroups(node string) error {
 		dir := filepath.Join(hierarchy, s.cgroup(node))
 		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 			return fmt.Errorf("making a cgroup: %w", err)
+		}
+		for file, weight := range weights {
+			file, err := os.OpenFile(filepath.Join(dir, file), os.O_WRONLY, 0)
+			if errors.Is(err, os.ErrNotExist) {
+				continue // another hierarchy's
+			}
+			if err == nil {
+				_, err = file.WriteString(weight)
+				err = errors.Join(err, file.Close())
+			}
+			if err != nil {
+				return fmt.Errorf("weighing a cgroup: %w", err)
+			}
 		}
 		// Without them no process can be in it.
 		for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {

@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -257,7 +258,9 @@ func (r *report) String() string {
 		groups[g] = append(groups[g], f)
 	}
 	for g, of := range groups {
-		fmt.Fprintf(text, "\n  %d %s, %s, begun %s to %s: %s", len(of), g.way, g.kind, clock(of[0].At), clock(of[len(of)-1].At), g.error)
+		slowest := slices.MaxFunc(of, func(a, b failure) int { return cmp.Compare(a.Milliseconds, b.Milliseconds) })
+		fmt.Fprintf(text, "\n  %d %s, %s, begun %s to %s, after %d ms at most: %s",
+			len(of), g.way, g.kind, clock(of[0].At), clock(of[len(of)-1].At), slowest.Milliseconds, g.error)
 	}
 	return text.String()
 }

@@ -155,6 +155,9 @@ func ask(ctx context.Context, client *http.Client, method, url, token string) (b
 	}
 	if method == http.MethodPut {
 		request.Header.Set("X-Aws-Ec2-Metadata-Token-Ttl-Seconds", "60")
+		// Any number of them does no harm (RFC 9110, section 9.2.2), so that one that meets the end
+		// of a kept connection is sent again, as SDKs do. To net/http, this says it, and is not sent.
+		request.Header["X-Idempotency-Key"] = []string{}
 	} else if token != "" {
 		request.Header.Set("X-Aws-Ec2-Metadata-Token", token)
 	}

@@ -123,19 +123,28 @@ demo-down: ## take the demo's cluster down
 E2E_PROXY ?= nftables
 E2E_CNI ?= ptp
 E2E_DATA_PATH ?= nftables
-# What waits for minutes, for e2e-all: an outage that differs from the one of a minute in nothing but its length.
-E2E_SKIP ?= TestZeroDowntime/API_server_down_for_five_minutes
+# What takes minutes, for e2e-all: an outage that differs from the one of a minute in nothing but its length, and a release
+# for the registry. TestUpgrade is for test-upgrade.
+E2E_SKIP ?= TestUpgrade|TestReleaseFromRegistry|TestZeroDowntime/API_server_down_for_five_minutes
 .PHONY: e2e
-e2e: cluster-tools client-tools network-policy ## end-to-end tests on that cluster, with kube-proxy's mode E2E_PROXY, the CNI plug-in E2E_CNI and ip2service's E2E_DATA_PATH
+e2e: cluster-tools client-tools network-policy registry-tools ## end-to-end tests on that cluster, with kube-proxy's mode E2E_PROXY, the CNI plug-in E2E_CNI and ip2service's E2E_DATA_PATH
 	cd test && IAM4KUBE_E2E_PROXY=$(E2E_PROXY) IAM4KUBE_E2E_CNI=$(E2E_CNI) IAM4KUBE_E2E_DATA_PATH=$(E2E_DATA_PATH) \
 		$(GOTEST) -tags e2e -count 1 -parallel 16 -timeout 60m -v -skip '$(E2E_SKIP)' $(TESTFLAGS) ./e2e
 
 .PHONY: e2e-all
 e2e-all: ## the whole matrix, one column after the other, each with what takes minutes of waiting; and one by eBPF
 	for proxy in nftables iptables; do for cni in ptp bridge; do \
-		$(MAKE) e2e E2E_PROXY=$$proxy E2E_CNI=$$cni E2E_SKIP=; \
+		$(MAKE) e2e E2E_PROXY=$$proxy E2E_CNI=$$cni E2E_SKIP=TestUpgrade; \
 	done; done
-	$(MAKE) e2e E2E_DATA_PATH=ebpf E2E_SKIP=
+	$(MAKE) e2e E2E_DATA_PATH=ebpf E2E_SKIP=TestUpgrade
+
+# What an upgrade starts from: the commit before chart, web identity, audit log and eBPF; from the first release on, its tag.
+LAST_RELEASE := a51fd1098c99c8058d3b15560709931e8ab97228
+.PHONY: test-upgrade
+test-upgrade: cluster-tools ## from LAST_RELEASE to this version and back on that cluster, by docs/operations.md, under load
+	hack/debian-packages.sh jq
+	cd test && IAM4KUBE_E2E_PROXY=$(E2E_PROXY) IAM4KUBE_E2E_CNI=$(E2E_CNI) IAM4KUBE_E2E_FROM=$(LAST_RELEASE) \
+		$(GOTEST) -tags e2e -count 1 -timeout 60m -v -run '^TestUpgrade$$' $(TESTFLAGS) ./e2e
 
 .PHONY: images
 images: image-tools ## the Dockerfile's images, built as the cluster's are, with buildah; prints the archives

@@ -81,6 +81,10 @@ func (c Cluster) Kubeconfig() string { return filepath.Join(c.Dir, "kubeconfig")
 // InnerKubeconfig is for programs on the nodes, with all rights.
 func (c Cluster) InnerKubeconfig() string { return filepath.Join(c.Dir, "pki", "admin.kubeconfig") }
 
+// RegistryHosts is the folder in which the nodes' runtimes look up, at each pull, where a registry is:
+// https://github.com/containerd/containerd/blob/main/docs/hosts.md.
+func (c Cluster) RegistryHosts() string { return filepath.Join(c.Dir, "registries") }
+
 // Default is where the cluster of `make demo` and of the end-to-end test is.
 func Default() (Cluster, error) {
 	cache, err := controlplane.CacheDir()
@@ -140,8 +144,8 @@ func (c Cluster) keep(archives []string) (kept []string, err error) {
 	if err := os.MkdirAll(folder, 0o755); err != nil {
 		return nil, err
 	}
-	for _, archive := range archives {
-		kept = append(kept, filepath.Join(folder, filepath.Base(archive)))
+	for i, archive := range archives {
+		kept = append(kept, filepath.Join(folder, fmt.Sprintf("%d-%s", i, filepath.Base(archive))))
 		if err := os.Link(archive, kept[len(kept)-1]); err != nil {
 			return nil, err
 		}

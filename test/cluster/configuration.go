@@ -103,6 +103,8 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
 [%[2]s.cni]
   bin_dir = "/usr/lib/cni"
   conf_dir = %[4]q
+[%[2]s.registry]
+  config_path = %[5]q
 [%[2]s.containerd]
   snapshotter = "overlayfs"
   default_runtime_name = "runc"
@@ -110,5 +112,5 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
   runtime_type = "io.containerd.runc.v2"
 [%[2]s.containerd.runtimes.runc.options]
   SystemdCgroup = false
-`, n.path("var/lib/containerd"), cri, PauseImage, n.path("cni"))
+`, n.path("var/lib/containerd"), cri, PauseImage, n.path("cni"), Cluster{n.Dir}.RegistryHosts())
 }

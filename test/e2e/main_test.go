@@ -4,8 +4,9 @@
 //
 // One run is one column: kube-proxy's mode by IAM4KUBE_E2E_PROXY (nftables, iptables), the CNI
 // plug-in by IAM4KUBE_E2E_CNI (ptp, bridge), what leads pods by IAM4KUBE_E2E_DATA_PATH (nftables,
-// ebpf). With IAM4KUBE_E2E_KEEP the cluster stays, for `cluster shell`. Throughout the run no
-// packet may reach the metadata service of the machine.
+// ebpf). With IAM4KUBE_E2E_KEEP the cluster stays, for `cluster shell`. With IAM4KUBE_E2E_FROM, a
+// commit, the cluster has its images, too, and nothing installed: for TestUpgrade alone. Throughout
+// the run no packet may reach the metadata service of the machine.
 //
 // Tests that disturb the cluster, or measure, come first, one after the other; those that call
 // t.Parallel are beside each other after them.
@@ -49,6 +50,7 @@ var (
 	proxy    = cmp.Or(os.Getenv("IAM4KUBE_E2E_PROXY"), "nftables")
 	cni      = cmp.Or(os.Getenv("IAM4KUBE_E2E_CNI"), "ptp")
 	dataPath = cmp.Or(os.Getenv("IAM4KUBE_E2E_DATA_PATH"), "nftables")
+	from     = os.Getenv("IAM4KUBE_E2E_FROM")
 )
 
 func TestMain(m *testing.M) {
@@ -80,6 +82,13 @@ func start() error {
 	if err != nil {
 		return err
 	}
+	if from != "" {
+		_, earlier, err := images.Earlier(ctx, from, lastTag, os.Stdout)
+		if err != nil {
+			return err
+		}
+		archives = append(archives, earlier...)
+	}
 	if err := machine.Start(ctx, cluster.Options{ProxyMode: proxy, CNI: cni, Nodes: cluster.FourNodes(), Images: archives}, os.Stdout); err != nil {
 		return err
 	}
@@ -89,6 +98,9 @@ func start() error {
 	config.QPS = -1
 	if client, err = kubernetes.NewForConfig(config); err != nil {
 		return err
+	}
+	if from != "" {
+		return nil
 	}
 	return errors.Join(install(ctx, "../../manifests/namespace"), publish(ctx), install(ctx, both), injects(ctx))
 }

@@ -27,7 +27,7 @@ func TestUninstallAndInstallAgain(t *testing.T) {
 	ordinary = waitPod(t, ns, ordinary.Name, running)
 
 	for _, command := range uninstallCommands(t) {
-		shell(t, command)
+		shell(t, ".", command)
 		if strings.Contains(command, "delete -k "+both) { // ip2service has ended, its rules have not
 			for _, node := range []string{"worker-1", "worker-2"} {
 				if rules := onNode(t, node, "nft", "list", "table", "ip", "iam4kube"); strings.Contains(rules, "dnat to") {
@@ -88,16 +88,19 @@ func uninstallCommands(t *testing.T) (commands []string) {
 	return commands
 }
 
-// shell runs what a user types.
-func shell(t *testing.T, command string) {
+// shell runs what a user types in a folder.
+func shell(t *testing.T, dir, command string) (output string) {
 	t.Helper()
 	kubectl, err := machine.Kubectl(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.CommandContext(t.Context(), "sh", "-c", command)
+	cmd.Dir = dir
 	cmd.Env = append(slices.Clone(kubectl.Env), "PATH="+filepath.Dir(kubectl.Path)+":"+os.Getenv("PATH"))
-	if output, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%s: %v: %s", command, err, output)
+	text, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s: %v: %s", command, err, text)
 	}
+	return string(text)
 }

@@ -91,8 +91,8 @@ func Build(ctx context.Context, tag string, progress io.Writer) (archives []stri
 	if built(dir) {
 		return archives, nil
 	}
-	b := &builder{ctx: ctx, cache: cache, tag: tag, progress: progress}
-	return archives, b.build(dir)
+	b := &builder{ctx: ctx, cache: cache, tag: tag, revision: revision, source: checkout.Path(), progress: progress}
+	return archives, b.build(dir, All())
 }
 
 func built(dir string) bool {
@@ -125,6 +125,9 @@ type builder struct {
 	ctx      context.Context
 	cache    string
 	tag      string
+	revision string
+	// source is the checkout that has the Dockerfile.
+	source   string
 	progress io.Writer
 	// context is the folder that the tests' own images are made of.
 	context string
@@ -140,16 +143,16 @@ const (
 
 // build fills a folder beside dir and renames it when it is complete: until then the archives of
 // an older version stay, and those of this one after an interrupted build, for the next.
-func (b *builder) build(dir string) error {
+func (b *builder) build(dir string, images []Image) error {
 	partial := dir + "-partial"
 	b.context = filepath.Join(partial, "context")
 	if err := os.RemoveAll(b.context); err != nil {
 		return err
 	}
-	if err := errors.Join(b.fillContext(), b.fromContext("go", goImage)); err != nil {
+	if err := errors.Join(b.fillContext(images), b.fromContext("go", goImage)); err != nil {
 		return err
 	}
-	for _, image := range All() {
+	for _, image := range images {
 		if err := b.archive(image, filepath.Join(partial, image.Target+".tar")); err != nil {
 			return err
 		}
@@ -194,7 +197,8 @@ func (b *builder) archive(image Image, path string) error {
 // removeOthers removes what is of other versions, complete or not. Under the lock nobody else
 // builds one.
 func removeOthers(dir string) error {
-	all, err := filepath.Glob(filepath.Join(filepath.Dir(dir), "images-*"))
+	kind, _, _ := strings.Cut(filepath.Base(dir), "-")
+	all, err := filepath.Glob(filepath.Join(filepath.Dir(dir), kind+"-*"))
 	if err != nil {
 		return err
 	}
@@ -230,11 +234,11 @@ func (b *builder) fillRoot() error {
 }
 
 // fillContext compiles the tests' own programs, too.
-func (b *builder) fillContext() error {
+func (b *builder) fillContext(images []Image) error {
 	if err := b.fillRoot(); err != nil {
 		return err
 	}
-	for _, image := range All() {
+	for _, image := range images {
 		if image.Program == "" {
 			continue
 		}
@@ -263,15 +267,15 @@ func (b *builder) fromDockerfile(target, reference string) error {
 		"--isolation=chroot", "--pull=never",
 		// buildah 1.28 leaves it empty.
 		"--build-arg=BUILDPLATFORM=linux/"+runtime.GOARCH,
-		"--build-arg=GO_IMAGE="+goImage, "--build-arg=GOTOOLCHAIN=local", "--build-arg=VERSION="+b.tag, "--build-arg=REVISION="+revision,
-		"--target="+target, "--tag="+reference, checkout.Path())...)
+		"--build-arg=GO_IMAGE="+goImage, "--build-arg=GOTOOLCHAIN=local", "--build-arg=VERSION="+b.tag, "--build-arg=REVISION="+b.revision,
+		"--target="+target, "--tag="+reference, b.source)...)
 }
 
 // volumes are those of goImage. The modules have to be there: the build has no network. What
 // `make build` has compiled is used, too.
 func (b *builder) volumes() ([]string, error) {
 	download := exec.CommandContext(b.ctx, "go", "mod", "download")
-	download.Dir = checkout.Path()
+	download.Dir = b.source
 	if output, err := download.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("downloading modules: %w: %s", err, output)
 	}

@@ -37,17 +37,17 @@ func Layouts(ctx context.Context, r Release, dir string, progress io.Writer) (er
 			err = e
 		}
 	}()
-	b := &builder{ctx: ctx, cache: scratch, tag: r.Version, progress: progress, context: filepath.Join(scratch, "context"), toolchainOf: checkout.Path()}
+	b := &builder{
+		ctx: ctx, cache: scratch, tag: r.Version, revision: r.Revision, source: checkout.Path(), progress: progress,
+		context: filepath.Join(scratch, "context"), toolchainOf: checkout.Path(),
+	}
 	if err := errors.Join(os.MkdirAll(dir, 0o755), b.fillRoot()); err != nil {
 		return err
 	}
 	if err := b.fromContext("go", goImage); err != nil {
 		return err
 	}
-	for _, image := range All() {
-		if image.Program != "" {
-			continue
-		}
+	for _, image := range ofDockerfile() {
 		start := time.Now()
 		if err := b.index(r, image.Target, dir); err != nil {
 			return err
@@ -74,8 +74,8 @@ func (b *builder) index(r Release, target, dir string) error {
 			"--platform="+platform, fmt.Sprintf("--timestamp=%d", r.Created.Unix()),
 			// buildah 1.28 leaves it empty.
 			"--build-arg=BUILDPLATFORM=linux/"+runtime.GOARCH, "--build-arg=TARGETOS="+goos, "--build-arg=TARGETARCH="+goarch,
-			"--build-arg=GO_IMAGE="+goImage, "--build-arg=GOTOOLCHAIN=local", "--build-arg=VERSION="+r.Version, "--build-arg=REVISION="+r.Revision,
-			"--target="+target, "--tag="+image, checkout.Path())...); err != nil {
+			"--build-arg=GO_IMAGE="+goImage, "--build-arg=GOTOOLCHAIN=local", "--build-arg=VERSION="+r.Version, "--build-arg=REVISION="+b.revision,
+			"--target="+target, "--tag="+image, b.source)...); err != nil {
 			return err
 		}
 		if err := b.buildah("manifest", "add", list, image); err != nil {

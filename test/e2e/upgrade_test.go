@@ -1,0 +1,207 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/iam4kube/iam4kube/test/docs"
+	"github.com/iam4kube/iam4kube/test/images"
+)
+
+// lastTag is that of the images of the last release.
+const lastTag = "last"
+
+// TestUpgrade is somebody who has the last release and follows docs/operations.md to this version and
+// back, while clients ask 200 times a second through each path: nobody may notice. What a webhook of
+// one version has injected works with servers of the other, and both init images are admitted.
+func TestUpgrade(t *testing.T) {
+	if from == "" {
+		t.Fatal("what is the last release? `make test-upgrade` says so")
+	}
+	u := newUser(t)
+	u.installLast(t)
+	l := startLoad(t)
+	t.Cleanup(func() { wantNoLeaks(t) })
+	ns := namespace(t, inPod)
+	first := u.injected(t, ns, "role-01", lastTag)
+
+	l.phase(t, func() {
+		u.checkOut(t, tag, lastTag)
+		u.follow(t, u.block(t, "sh", "rollout pause"), func() {
+			wantVersions(t, map[string]string{"server": tag, "ip2service": tag, "webhook": lastTag})
+			u.injected(t, ns, "role-02", lastTag)
+			wantServedBy(t, first)
+		})
+		settled(t)
+	}).wantNone(t)
+	wantVersions(t, map[string]string{"server": tag, "ip2service": tag, "webhook": tag})
+	second := u.injected(t, ns, "role-03", tag)
+	wantServedBy(t, first)
+	wantChangeable(t, first, second)
+	u.wantListed(t, first)
+
+	l.phase(t, func() {
+		u.follow(t, u.block(t, "sh", "rollout undo"), nil)
+		wantVersions(t, map[string]string{"server": tag, "ip2service": tag, "webhook": lastTag})
+		u.injected(t, ns, "role-04", lastTag)
+		u.checkOut(t, lastTag, tag)
+		u.follow(t, u.block(t, "sh", "# the old version"), nil)
+		settled(t)
+	}).wantNone(t)
+	wantVersions(t, map[string]string{"server": lastTag, "ip2service": lastTag, "webhook": lastTag})
+	wantServedBy(t, first)
+	wantServedBy(t, second)
+	u.injected(t, ns, "role-05", lastTag)
+	wantChangeable(t, first, second)
+}
+
+// user has what the guide says in one folder: a clone of the repository and an overlay.
+type user struct {
+	dir string
+	// clones are the checkouts by the tags of their images.
+	clones map[string]string
+}
+
+func newUser(t *testing.T) *user {
+	t.Helper()
+	last, _, err := images.Earlier(t.Context(), from, lastTag, os.Stdout)
+	if err != nil {
+		t.Fatal(err)
+	}
+	this, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	u := &user{dir: t.TempDir(), clones: map[string]string{lastTag: last, tag: this}}
+	err = errors.Join(os.Mkdir(filepath.Join(u.dir, "deploy"), 0o755), os.CopyFS(filepath.Join(u.dir, "sts"), os.DirFS("testdata/upgrade")))
+	for _, file := range []string{"../../manifests/demo/sts.yaml", both + "/accounts.json"} {
+		text, e := os.ReadFile(file)
+		err = errors.Join(err, e, os.WriteFile(filepath.Join(u.dir, "sts", filepath.Base(file)), text, 0o644))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return u
+}
+
+// block is the guide's only one with a text in it.
+func (u *user) block(t *testing.T, language, with string) string {
+	t.Helper()
+	var found []string
+	for _, block := range docs.Blocks(t, "operations.md", language) {
+		if strings.Contains(block, with) {
+			found = append(found, block)
+		}
+	}
+	if len(found) != 1 {
+		t.Fatalf("docs/operations.md has %d blocks of %s with %q, want one", len(found), language, with)
+	}
+	return found[0]
+}
+
+// checkOut puts the clone and the overlay's images at a version. The init image of the other one is
+// admitted, too, if there is one.
+func (u *user) checkOut(t *testing.T, version, other string) {
+	t.Helper()
+	overlay := u.block(t, "yaml", "name: iam4kube-net-admin")
+	if other == "" {
+		overlay, _, _ = strings.Cut(overlay, "patches:\n")
+	}
+	overlay = strings.NewReplacer("registry.example", "registry.invalid", "v0.2.0", version, "v0.1.0", other).Replace(overlay)
+	overlay += "components: [../iam4kube/manifests/components/token, ../iam4kube/manifests/components/service-addresses, ../sts]\n"
+	clone := filepath.Join(u.dir, "iam4kube")
+	if err := os.Remove(clone); err != nil && !errors.Is(err, os.ErrNotExist) {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.Symlink(u.clones[version], clone), os.WriteFile(filepath.Join(u.dir, "deploy", "kustomization.yaml"), []byte(overlay), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (u *user) installLast(t *testing.T) {
+	t.Helper()
+	u.checkOut(t, lastTag, "")
+	for _, kustomization := range []string{"iam4kube/manifests/namespace", "deploy"} {
+		if err := install(t.Context(), filepath.Join(u.dir, kustomization)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := injects(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	wantVersions(t, map[string]string{"server": lastTag, "ip2service": lastTag, "webhook": lastTag})
+}
+
+// follow types a block's lines. Something is looked at before the webhook is changed.
+func (u *user) follow(t *testing.T, block string, before func()) {
+	t.Helper()
+	for line := range strings.Lines(block) {
+		line = strings.TrimSpace(line)
+		if strings.HasPrefix(line, "kubectl diff") { // for the reader; it fails where there is a difference
+			continue
+		}
+		if strings.Contains(line, "rollout resume") {
+			before()
+		}
+		shell(t, u.dir, line)
+	}
+}
+
+// injected makes a pod and returns it when it runs, with the init image of a version, and was served.
+func (u *user) injected(t *testing.T, namespace, name, version string) *corev1.Pod {
+	t.Helper()
+	role(t, namespace, name)
+	create(t, clientPod(namespace, name, "wait"))
+	pod := waitPod(t, namespace, name, running)
+	if image := pod.Spec.InitContainers[0].Image; !strings.HasSuffix(image, "/ip2service-init:"+version) {
+		t.Errorf("%s was injected with %s, want that of %s", name, image, version)
+	}
+	wantServedBy(t, pod)
+	return pod
+}
+
+func wantServedBy(t *testing.T, pod *corev1.Pod) {
+	t.Helper()
+	a, err := once(t, pod.Namespace, pod.Name)
+	if err != nil {
+		t.Error(err)
+	}
+	wantOwn(t, pod, pod.Name, a)
+}
+
+// wantChangeable: the policy about NET_ADMIN looks at every change of a pod's spec.
+func wantChangeable(t *testing.T, pods ...*corev1.Pod) {
+	t.Helper()
+	for _, pod := range pods {
+		mustKubectl(t, "--namespace="+pod.Namespace, "patch", "pod", pod.Name, "--dry-run=server", "--patch={\"spec\":{\"activeDeadlineSeconds\":86400}}")
+	}
+}
+
+// wantListed: the guide's list of pods with the old init image has this one.
+func (u *user) wantListed(t *testing.T, pod *corev1.Pod) {
+	t.Helper()
+	want := "ip2service-init:" + lastTag + "\t" + pod.Namespace + "\t" + pod.Name + "\n"
+	if list := shell(t, u.dir, u.block(t, "sh", "[.image, $pod.metadata.namespace")); !strings.Contains(list, want) {
+		t.Errorf("%q is not in\n%s", want, list)
+	}
+}
+
+// wantVersions waits until nothing else runs any more, by the tags of the images.
+func wantVersions(t *testing.T, want map[string]string) {
+	t.Helper()
+	for name, version := range want {
+		image := "registry.invalid/iam4kube/" + name + ":" + version
+		eventually(t, image+" alone runs", func() bool {
+			list := strings.Fields(mustKubectl(t, "--namespace="+own, "get", "pods", "--selector=app.kubernetes.io/name=iam4kube-"+name, "--output=jsonpath={.items[*].spec.containers[*].image}"))
+			return len(list) > 0 && !slices.ContainsFunc(list, func(i string) bool { return i != image })
+		})
+	}
+}

@@ -82,7 +82,7 @@ func newUser(t *testing.T) *user {
 	}
 	u := &user{dir: t.TempDir(), clones: map[string]string{lastTag: last, tag: this}}
 	err = errors.Join(os.Mkdir(filepath.Join(u.dir, "deploy"), 0o755), os.CopyFS(filepath.Join(u.dir, "sts"), os.DirFS("testdata/upgrade")))
-	for _, file := range []string{"../../manifests/demo/sts.yaml", both + "/accounts.json"} {
+	for _, file := range []string{"../../manifests/demo/aws/sts.yaml", both + "/accounts.json"} {
 		text, e := os.ReadFile(file)
 		err = errors.Join(err, e, os.WriteFile(filepath.Join(u.dir, "sts", filepath.Base(file)), text, 0o644))
 	}
@@ -129,12 +129,9 @@ func (u *user) checkOut(t *testing.T, version, other string) {
 func (u *user) installLast(t *testing.T) {
 	t.Helper()
 	u.checkOut(t, lastTag, "")
-	for _, kustomization := range []string{"iam4kube/manifests/namespace", "deploy"} {
-		if err := install(t.Context(), filepath.Join(u.dir, kustomization)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := injects(t.Context()); err != nil {
+	shell(t, u.dir, "kubectl apply -k iam4kube/manifests/namespace")
+	// The demo's fake STS mounts what publish makes.
+	if err := errors.Join(publish(t.Context()), install(t.Context(), filepath.Join(u.dir, "deploy")), injects(t.Context())); err != nil {
 		t.Fatal(err)
 	}
 	wantVersions(t, map[string]string{"server": lastTag, "ip2service": lastTag, "webhook": lastTag})

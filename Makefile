@@ -131,6 +131,11 @@ e2e: cluster-tools client-tools network-policy registry-tools ## end-to-end test
 	cd test && IAM4KUBE_E2E_PROXY=$(E2E_PROXY) IAM4KUBE_E2E_CNI=$(E2E_CNI) IAM4KUBE_E2E_DATA_PATH=$(E2E_DATA_PATH) \
 		$(GOTEST) -tags e2e -count 1 -parallel 16 -timeout 60m -v -skip '$(E2E_SKIP)' $(TESTFLAGS) ./e2e
 
+.PHONY: quick-start
+quick-start: cluster-tools ## README's quick start, on an empty cluster of that kind
+	cd test && $(GORUN) ./controlplane/cmd/build helm
+	cd test && $(GOTEST) -tags e2e -count 1 -timeout 30m -v $(TESTFLAGS) ./quickstart
+
 .PHONY: e2e-all
 e2e-all: ## the whole matrix, one column after the other, each with what takes minutes of waiting; and one by eBPF
 	for proxy in nftables iptables; do for cni in ptp bridge; do \

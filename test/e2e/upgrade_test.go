@@ -35,7 +35,7 @@ func TestUpgrade(t *testing.T) {
 
 	l.phase(t, func() {
 		u.checkOut(t, tag, lastTag)
-		u.follow(t, u.block(t, "sh", "rollout pause"), func() {
+		u.follow(t, u.block(t, "sh", "rollout resume deployment/iam4kube-webhook"), func() {
 			wantVersions(t, map[string]string{"server": tag, "ip2service": tag, "webhook": lastTag})
 			u.injected(t, ns, "role-02", lastTag)
 			wantServedBy(t, first)
@@ -145,7 +145,7 @@ func (u *user) follow(t *testing.T, block string, before func()) {
 		if strings.HasPrefix(line, "kubectl diff") { // for the reader; it fails where there is a difference
 			continue
 		}
-		if strings.Contains(line, "rollout resume") {
+		if strings.Contains(line, "rollout resume deployment/iam4kube-webhook") {
 			before()
 		}
 		shell(t, u.dir, line)

@@ -35,10 +35,10 @@ func TestReleaseFromRegistry(t *testing.T) {
 		return machine.Command(context.Background(), "server-1", args...) // at the end of the test, too
 	})
 	r.Push(t, dir, released)
-	// The name that the chart has leads there.
+	// The name that the chart has leads there. Debian's containerd ignores a file without a table `host`.
 	hosts := filepath.Join(machine.RegistryHosts(), "registry.example")
 	if err := errors.Join(os.MkdirAll(hosts, 0o755),
-		os.WriteFile(filepath.Join(hosts, "hosts.toml"), fmt.Appendf(nil, "server = \"https://%s\"\nca = %q\n", r.Address, r.Certificate), 0o644),
+		os.WriteFile(filepath.Join(hosts, "hosts.toml"), fmt.Appendf(nil, "[host.\"https://%s\"]\nca = %q\n", r.Address, r.Certificate), 0o644),
 	); err != nil {
 		t.Fatal(err)
 	}

@@ -20,7 +20,7 @@ import (
 const lastTag = "last"
 
 // TestUpgrade is somebody who has the last release and follows docs/operations.md to this version and
-// back, while clients ask 200 times a second through each path: nobody may notice. What a webhook of
+// back, while clients ask through each path: nobody may notice. What a webhook of
 // one version has injected works with servers of the other, and both init images are admitted.
 func TestUpgrade(t *testing.T) {
 	if from == "" {

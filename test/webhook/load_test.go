@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"math"
 	"net/url"
+	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -20,10 +22,13 @@ import (
 const rate = 200
 
 // createAtRate tries to create so many pods, as dry runs, at the rate, and returns how long
-// it took. A busy machine makes it slower, not wrong.
+// it took. A busy machine makes it slower, not wrong: where the API server is not given a
+// processor for the three seconds that a handshake may take, it finds its new connection closed
+// (EPIPE before the request), says so to who creates the pod, and that one tries again.
 func createAtRate(t testing.TB, namespace string, count int) time.Duration {
 	t.Helper()
 	start := time.Now()
+	var closed atomic.Int64
 	ticker := time.NewTicker(time.Second / rate)
 	defer ticker.Stop()
 	queue := make(chan int)
@@ -32,7 +37,14 @@ func createAtRate(t testing.TB, namespace string, count int) time.Duration {
 		workers.Go(func() {
 			for i := range queue {
 				pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("app-%d", i)}, Spec: plainSpec()}
-				created, err := cp.Client.CoreV1().Pods(namespace).Create(t.Context(), pod, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+				create := func() (*corev1.Pod, error) {
+					return cp.Client.CoreV1().Pods(namespace).Create(t.Context(), pod, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+				}
+				created, err := create()
+				if err != nil && strings.Contains(err.Error(), syscall.EPIPE.Error()) {
+					closed.Add(1)
+					created, err = create()
+				}
 				if err != nil {
 					t.Errorf("pod %d: %v", i, err)
 				} else if len(created.Spec.InitContainers) != 1 {
@@ -47,6 +59,9 @@ func createAtRate(t testing.TB, namespace string, count int) time.Duration {
 	}
 	close(queue)
 	workers.Wait()
+	if n := closed.Load(); n > int64(count/500) {
+		t.Errorf("%d connections were closed in their handshakes", n)
+	}
 	return time.Since(start)
 }
 

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -26,8 +27,7 @@ const (
 	fixedRate  = 1000 // requests a second to each server
 	fixedTime  = 2 * time.Second
 
-	throughputNamespace = "throughput"
-	rolesPath           = "/latest/meta-data/iam/security-credentials/"
+	rolesPath = "/latest/meta-data/iam/security-credentials/"
 )
 
 // BenchmarkThroughput sends warm credentials requests of 64 pods with a role each, on one
@@ -84,6 +84,9 @@ func (p *peer) index() int {
 	return 0
 }
 
+// podsNamespace is that of a benchmark's 64 pods.
+func podsNamespace(b *testing.B) string { return strings.ToLower(b.Name()) }
+
 // startServer starts the server and fills it with 64 pods, each with a ServiceAccount and
 // a role of its own.
 func startServer(b *testing.B) (*peer, *environment.Server) {
@@ -91,16 +94,16 @@ func startServer(b *testing.B) (*peer, *environment.Server) {
 	server, process := env.StartReleased(b, "--log-level", "info", "--sts-rate-limit", "1000", "--sts-rate-burst", "100")
 	server.WaitReady(b) // with the key for tokens
 	p := &peer{address: server.Address, pid: process.Pid}
-	if err := env.CreateNamespace(b.Context(), throughputNamespace); err != nil {
+	if err := env.CreateNamespace(b.Context(), podsNamespace(b)); err != nil {
 		b.Fatal(err)
 	}
 	for i := range podCount {
 		name, arn, from := fmt.Sprintf("app-%d", i), env.NewRole(), env.Address()
-		account := controlplane.ServiceAccount{Namespace: throughputNamespace, Name: name, Annotations: map[string]string{role.AnnotationARN: arn}}
+		account := controlplane.ServiceAccount{Namespace: podsNamespace(b), Name: name, Annotations: map[string]string{role.AnnotationARN: arn}}
 		if err := env.CreateServiceAccount(b.Context(), account); err != nil {
 			b.Fatal(err)
 		}
-		object := controlplane.Pod{Namespace: throughputNamespace, Name: name, ServiceAccount: name, IPs: []string{from.String()}}
+		object := controlplane.Pod{Namespace: podsNamespace(b), Name: name, ServiceAccount: name, IPs: []string{from.String()}}
 		if _, err := env.CreatePod(b.Context(), object); err != nil {
 			b.Fatal(err)
 		}
@@ -109,7 +112,7 @@ func startServer(b *testing.B) (*peer, *environment.Server) {
 		if status != http.StatusOK {
 			b.Fatalf("%s: %d %s", from, status, body)
 		}
-		checkOwner(b, body, arn, throughputNamespace+"@"+name)
+		checkOwner(b, body, arn, podsNamespace(b)+"@"+name)
 		request := "GET " + path + " HTTP/1.1\r\nHost: 169.254.169.254\r\nUser-Agent: bench\r\n"
 		p.pods = append(p.pods, &pod{from: from, want: []byte(body), request: []byte(request + "\r\n")})
 		header := "X-aws-ec2-metadata-token: " + newToken(b, server, from) + "\r\n"

@@ -50,7 +50,7 @@ const (
 // server has verified.
 func newContainerPod(b *testing.B, server *environment.Server, from netip.Addr, name, arn string) *pod {
 	b.Helper()
-	token := throughputToken(b, name)
+	token := newPodToken(b, name)
 	response, body, err := server.Do(b.Context(), server.Client(b, from), http.MethodGet, containerPath, http.Header{"Authorization": {token}})
 	if err != nil {
 		b.Fatal(err)
@@ -58,18 +58,18 @@ func newContainerPod(b *testing.B, server *environment.Server, from netip.Addr, 
 	if response.StatusCode != http.StatusOK {
 		b.Fatalf("%s: %s %s", from, response.Status, body)
 	}
-	checkOwner(b, body, arn, throughputNamespace+"@"+name)
+	checkOwner(b, body, arn, podsNamespace(b)+"@"+name)
 	return &pod{from: from, want: []byte(body), request: containerRequest(token)}
 }
 
-// throughputToken is a new one of the pod, whose ServiceAccount has its name.
-func throughputToken(b *testing.B, name string) string {
+// newPodToken is a new one of the pod, whose ServiceAccount has its name.
+func newPodToken(b *testing.B, name string) string {
 	b.Helper()
-	object, err := env.Client.CoreV1().Pods(throughputNamespace).Get(b.Context(), name, metav1.GetOptions{})
+	object, err := env.Client.CoreV1().Pods(podsNamespace(b)).Get(b.Context(), name, metav1.GetOptions{})
 	if err != nil {
 		b.Fatal(err)
 	}
-	token, err := podToken(b.Context(), throughputNamespace, name, object.UID, name)
+	token, err := podToken(b.Context(), podsNamespace(b), name, object.UID, name)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -128,7 +128,7 @@ func measureTokens(b *testing.B, p *peer) tokenFigures {
 	requests := make([][][]byte, podCount)
 	for i := range requests {
 		for range tokensPerPod {
-			requests[i] = append(requests[i], containerRequest(throughputToken(b, fmt.Sprintf("app-%d", i))))
+			requests[i] = append(requests[i], containerRequest(newPodToken(b, fmt.Sprintf("app-%d", i))))
 		}
 	}
 	before := processorTime(b, p.pid)

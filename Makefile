@@ -23,7 +23,7 @@ TEST_UNIT := demo|docs|fakests|progress
 # Those that run nothing of ours beside each other, or simulate hours: without the race detector, which makes them
 # several times slower. What is simulated, packages sts, server and internal/server/credentials run with it.
 TEST_PLAIN := credentials|images|manifests|release
-# Those that measure milliseconds: one for each of two cores.
+# Those that measure milliseconds, one after the other.
 TEST_TIMED := outage|routingload|server
 # That which has a browser, for `test-page`.
 TEST_PAGE := page
@@ -82,7 +82,7 @@ test-unit: ## what needs no root and no API server, within a minute
 test: test-unit test-tools ## everything, as root on Debian: real API server, real AWS clients in network namespaces
 	cd test && CGO_ENABLED=0 $(filter-out -race,$(GOTEST)) -count=1 -p 4 -parallel 8 -timeout 30m $(TESTFLAGS) $$($(TEST_PACKAGES) | grep -E '/($(TEST_PLAIN))$$')
 	cd test && $(GOTEST) -count=1 -p 4 -parallel 8 -timeout 30m $(TESTFLAGS) $$($(TEST_PACKAGES) | grep -Ev '/($(TEST_UNIT)|$(TEST_PLAIN)|$(TEST_TIMED)|$(TEST_PAGE)|$(TEST_BENCH))$$')
-	cd test && $(GOTEST) -count=1 -p 2 -parallel 8 -timeout 30m $(TESTFLAGS) $$($(TEST_PACKAGES) | grep -E '/($(TEST_TIMED))$$')
+	cd test && $(GOTEST) -count=1 -p 1 -parallel 8 -timeout 30m $(TESTFLAGS) $$($(TEST_PACKAGES) | grep -E '/($(TEST_TIMED))$$')
 
 .PHONY: test-page
 test-page: control-plane ## the page of the debug listener in Chromium, as root on Debian; TESTFLAGS=-update makes the pictures of docs/ anew

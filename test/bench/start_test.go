@@ -3,6 +3,7 @@ package bench
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/iam4kube/iam4kube/internal/server/role"
@@ -99,6 +101,16 @@ func startingPods(b *testing.B) []*startingPod {
 		if err := env.CreateNamespace(b.Context(), namespace(i)); err != nil {
 			b.Fatal(err)
 		}
+		b.Cleanup(func() { // the servers of other benchmarks would ask for these roles, too
+			core, ctx := env.Client.CoreV1(), context.WithoutCancel(b.Context())
+			now := metav1.DeleteOptions{GracePeriodSeconds: new(int64)}
+			if err := errors.Join(
+				core.Pods(namespace(i)).DeleteCollection(ctx, now, metav1.ListOptions{}),
+				core.ServiceAccounts(namespace(i)).DeleteCollection(ctx, now, metav1.ListOptions{}),
+			); err != nil {
+				b.Error(err)
+			}
+		})
 	}
 	arns := make([]string, startAccounts)
 	err := env.CreateServiceAccounts(b.Context(), func(yield func(controlplane.ServiceAccount) bool) {

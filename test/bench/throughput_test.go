@@ -85,7 +85,10 @@ func (p *peer) index() int {
 }
 
 // podsNamespace is that of a benchmark's 64 pods.
-func podsNamespace(b *testing.B) string { return strings.ToLower(b.Name()) }
+func podsNamespace(b *testing.B) string {
+	b.Helper()
+	return strings.ToLower(b.Name())
+}
 
 // startServer starts the server and fills it with 64 pods, each with a ServiceAccount and
 // a role of its own.

@@ -327,25 +327,21 @@ func TestRequestBeforeItsServiceAccount(t *testing.T) {
 
 // Race 3: the request comes while STS is being asked.
 func TestRequestBeforeItsCredentials(t *testing.T) {
-	const stsDelay = 5 * lateBy // longer than all requests take to come
-	answered := func(all []fakests.Attempt, w workload) int {
-		return slices.IndexFunc(all, func(a fakests.Attempt) bool { return a.RoleARN == w.arn && a.Outcome == fakests.OutcomeSuccess })
-	}
+	held := map[string]chan struct{}{}
+	var let time.Time
 	race{
 		piece: diagnosis.Credentials,
 		before: func(w workload) {
 			w.createPod(t)
-			setFault(t, w, fakests.Fault{Delay: stsDelay})
+			held[w.arn] = make(chan struct{})
+			setFault(t, w, fakests.Fault{Until: held[w.arn]})
 			w.createAccount(t, w.annotations())
 		},
-		appear: func(workload) {},
-		event: func(w workload, _ *sightings) time.Time {
-			all, err := env.STS.WaitFor(t.Context(), func(all []fakests.Attempt) bool { return answered(all, w) >= 0 })
-			if err != nil {
-				t.Fatal(err)
-			}
-			return all[answered(all, w)].Time.Add(stsDelay)
+		appear: func(w workload) {
+			let = time.Now()
+			close(held[w.arn])
 		},
+		event: func(workload, *sightings) time.Time { return let }, // of STS
 	}.run(t, "before-credentials")
 }
 

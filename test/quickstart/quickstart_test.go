@@ -23,7 +23,8 @@ import (
 )
 
 const (
-	tag = "quickstart"
+	// tag is the demo's: images of one more would be built, and the cache keeps those of one.
+	tag = "demo"
 	// most commands that README may need.
 	most = 5
 	who  = "arn:aws:sts::111122223333:assumed-role/orders/shop@orders"

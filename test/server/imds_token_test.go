@@ -163,9 +163,9 @@ func TestIMDSv1Off(t *testing.T) {
 }
 
 // SDKs give the token one second, and then either fail or go on without: it waits for
-// nothing, neither for the pod to be known nor for the API server.
+// nothing, neither for the pod to be known nor for the API server. It measures milliseconds, and
+// so is not beside the parallel tests.
 func TestTokenNeverWaits(t *testing.T) {
-	t.Parallel()
 	w := newWorkload(newNamespace(t, "token-at-once"), "app").create(t)
 	config, err := env.ServiceAccountConfig(t.Context(), environment.Namespace, environment.ServiceAccount)
 	if err != nil {

@@ -64,6 +64,35 @@ func TestVerdict(t *testing.T) {
 	}
 }
 
+func TestFailuresBeforeTheAddressWasTold(t *testing.T) {
+	of := func(pod string, seconds float64) failure {
+		return failure{At: at(seconds), Kind: pod, Error: "timeout awaiting response headers"}
+	}
+	a := &addresses{told: map[string]time.Time{}}
+	a.tell("office/go", at(20))
+	a.tell("office/go", at(60)) // it is told again with each change of the pod's status
+	for name, test := range map[string]struct {
+		failures []failure
+		none     bool
+		ours     bool
+	}{
+		"none":            {none: true},
+		"before":          {failures: []failure{of("office/go", 19)}},
+		"just afterwards": {failures: []failure{of("office/go", 20.2)}},
+		"afterwards":      {failures: []failure{of("office/go", 20.3)}, ours: true},
+		"both":            {failures: []failure{of("office/go", 19), of("office/go", 30)}, ours: true},
+		"of another pod":  {failures: []failure{of("shop/go", 19)}, ours: true},
+	} {
+		err := a.judge(test.failures, "the first attempts", nil)
+		if (err == nil) != test.none || errors.Is(err, errOurs) != test.ours {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err != nil && !test.ours && !strings.Contains(err.Error(), "that says nothing") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func TestGrouped(t *testing.T) {
 	other := failing(3)
 	other.Kind, other.Error, other.Milliseconds = "office, sdk", "no EC2 IMDS role found", 20000

@@ -52,6 +52,8 @@ type demo struct {
 	ctx     context.Context
 	cluster cluster.Cluster
 	watch   *watch
+	// addresses of the pods are watched as soon as there is a cluster.
+	addresses *addresses
 	// since is when what counts began: what was before has been judged.
 	since time.Time
 	// loaded is whether there may be pods that ask all the time.
@@ -130,11 +132,15 @@ func (d *demo) build() (archives []string, err error) {
 	return images.Build(d.ctx, "demo", os.Stdout)
 }
 
-func (d *demo) start(archives []string) error {
+func (d *demo) start(archives []string) (err error) {
 	say("starting it, with iam4kube's images on the nodes")
-	return d.cluster.Start(d.ctx, cluster.Options{
+	if err := d.cluster.Start(d.ctx, cluster.Options{
 		ProxyMode: "nftables", CNI: "ptp", Nodes: cluster.FourNodes(), Images: archives,
-	}, os.Stdout)
+	}, os.Stdout); err != nil {
+		return err
+	}
+	d.addresses, err = watchAddresses(d.ctx, d.cluster.Kubeconfig())
+	return err
 }
 
 // kubectl shows the command and what it prints, if that is wanted.
@@ -312,7 +318,7 @@ func (d *demo) showRoles() error {
 		}
 	}
 	_, delays := d.watch.seen()
-	return verdict(failures, "the programs' first attempts", delays)
+	return d.addresses.judge(failures, "the programs' first attempts", delays)
 }
 
 // identity is what AWS first says that a program is, and what the program said before.
@@ -336,7 +342,7 @@ func (d *demo) identity(namespace, pod string) (arn string, failures []failure, 
 	if arn == "" {
 		_, delays := d.watch.seen()
 		return "", nil, cmp.Or(
-			verdict(failures, "the program's attempts", delays),
+			d.addresses.judge(failures, "the program's attempts", delays),
 			fmt.Errorf("%s/%s has said nothing yet", namespace, pod))
 	}
 	return arn, failures, nil

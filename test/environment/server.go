@@ -94,14 +94,12 @@ func (e *Environment) StartInPod(t testing.TB, pod *netns.Pod, flags ...string) 
 // detector, for what is measured.
 func (e *Environment) StartReleased(t testing.TB, flags ...string) (*Server, *os.Process) {
 	t.Helper()
-	path, err := released()
+	path, err := Build("cmd/server")
 	if err != nil {
 		t.Fatal(err)
 	}
 	return e.startProgram(t, path, (*exec.Cmd).Start, flags)
 }
-
-var released = sync.OnceValues(func() (string, error) { return Build("cmd/server") })
 
 func (e *Environment) startProgram(t testing.TB, path string, start func(*exec.Cmd) error, flags []string) (*Server, *os.Process) {
 	t.Helper()
@@ -322,20 +320,26 @@ func Environ() []string { return append(os.Environ(), "GORACE=atexit_sleep_ms=0"
 // Program builds the server with the race detector, once, and returns its path.
 func Program(t testing.TB) string {
 	t.Helper()
-	path, err := program()
+	path, err := Build("cmd/server", "-race")
 	if err != nil {
 		t.Fatal(err)
 	}
 	return path
 }
 
-var program = sync.OnceValues(func() (string, error) { return Build("cmd/server", "-race") })
-
 // Build builds the program whose main package is in this folder of the repository, and
 // returns its path, which is in a folder that stays: an unchanged program is not linked
 // again. A package whose tests have no network builds before they lose it. The flags are those
 // of `make build`, with -race those of the tests, so that go's cache has the packages.
 func Build(folder string, flags ...string) (path string, err error) {
+	// Once in a process: to find out that nothing has changed, go reads about 700 packages.
+	once, _ := builds.LoadOrStore(folder+strings.Join(flags, ""), sync.OnceValues(func() (string, error) { return build(folder, flags) }))
+	return once.(func() (string, error))()
+}
+
+var builds sync.Map
+
+func build(folder string, flags []string) (path string, err error) {
 	emulated := slowdown() > 1
 	if emulated {
 		flags = slices.DeleteFunc(flags, func(flag string) bool { return flag == "-race" })

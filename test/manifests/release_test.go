@@ -33,97 +33,96 @@ var releases = []string{
 	"overlay=uninstall",
 }
 
-// TestReleases installs the chart on an API server, changes it from the first set of values to each
-// other and back, and uninstalls it: Namespace, Service and quota stay as they were all the time.
-// (What a chart makes of values does not depend on those before.)
+// TestReleases is what users do with the chart, from each Helm on an API server of its own: Namespace,
+// Service and quota stay as they were all the time.
 func TestReleases(t *testing.T) {
 	t.Parallel()
-	for _, program := range helms(t) {
+	for i, program := range helms(t) {
 		t.Run(filepath.Base(program), func(t *testing.T) {
 			t.Parallel()
-			release(t, program)
+			cluster, left := newCluster(t)
+			r := release{cluster, program, cluster.Kubeconfig(t, cluster.Config())}
+			r.change(t, left)
+			r.takeOver(t, i == 1)
 		})
 	}
 }
 
-func release(t *testing.T, program string) {
+// release is one of Helm's, in a cluster.
+type release struct {
+	cluster             *controlplane.ControlPlane
+	program, kubeconfig string
+}
+
+func (r release) helm(t *testing.T, args ...string) {
 	t.Helper()
-	cluster, kinds := newCluster(t)
-	kubeconfig := cluster.Kubeconfig(t, cluster.Config())
-	run := func(args ...string) {
-		t.Helper()
-		start := time.Now()
-		defer func() {
-			t.Logf("helm %s %s: %s", args[0], args[len(args)-1], time.Since(start).Round(time.Millisecond))
-		}()
-		if stdout, stderr, err := helm(t, program, append(args, "--kubeconfig", kubeconfig)...); err != nil {
-			t.Fatalf("helm %q: %v: %s%s", args, err, stdout, stderr)
-		}
-	}
-	run("install", "iam4kube", chart(), "--set", releases[0])
-	before := kept(t, cluster)
-	for _, next := range releases[1:] {
-		for _, values := range []string{next, releases[0]} {
-			run("upgrade", "iam4kube", chart(), "--reset-values", "--set", values)
-			if after := kept(t, cluster); after != before {
-				t.Fatalf("%s: %s, before %s", values, after, before)
-			}
-		}
-	}
-	run("uninstall", "iam4kube")
-	if after := kept(t, cluster); after != before {
-		t.Errorf("uninstalled: %s, before %s", after, before)
-	}
-	if left := kinds(); len(left) != 3 {
-		t.Errorf("uninstalled, and there is still %q", left)
-	}
-	// As for the clean-up, with what has stayed.
-	run("install", "iam4kube", chart(), "--set", "overlay=uninstall")
-	if after := kept(t, cluster); after != before {
-		t.Errorf("installed again: %s, before %s", after, before)
+	start := time.Now()
+	defer func() {
+		t.Logf("helm %s %s: %s", args[0], args[len(args)-1], time.Since(start).Round(time.Millisecond))
+	}()
+	if stdout, stderr, err := helm(t, r.program, append(args, "--kubeconfig", r.kubeconfig)...); err != nil {
+		t.Fatalf("helm %q: %v: %s%s", args, err, stdout, stderr)
 	}
 }
 
-// TestReleasesTakeOver: from `kubectl apply -k` to the chart, as install.md says.
-func TestReleasesTakeOver(t *testing.T) {
-	t.Parallel()
+// change goes from each set of values to the next, and from the last to the first, and uninstalls.
+// (What a chart makes of values does not depend on those before.)
+func (r release) change(t *testing.T, left func() []string) {
+	t.Helper()
+	r.helm(t, "install", "iam4kube", chart(), "--set", releases[0])
+	before := kept(t, r.cluster)
+	for _, next := range slices.Concat(releases[1:], releases[:1]) {
+		r.helm(t, "upgrade", "iam4kube", chart(), "--reset-values", "--set", next)
+		if after := kept(t, r.cluster); after != before {
+			t.Fatalf("%s: %s, before %s", next, after, before)
+		}
+	}
+	r.helm(t, "uninstall", "iam4kube")
+	if after := kept(t, r.cluster); after != before {
+		t.Errorf("uninstalled: %s, before %s", after, before)
+	}
+	if left := left(); len(left) != 3 {
+		t.Errorf("uninstalled, and there is still %q", left)
+	}
+	// As for the clean-up, with what has stayed.
+	r.helm(t, "install", "iam4kube", chart(), "--set", "overlay=uninstall")
+	if after := kept(t, r.cluster); after != before {
+		t.Errorf("installed again: %s, before %s", after, before)
+	}
+	r.helm(t, "uninstall", "iam4kube")
+}
+
+// takeOver goes from `kubectl apply -k` to the chart, as install.md says.
+func (r release) takeOver(t *testing.T, force bool) {
+	t.Helper()
 	bin, err := controlplane.Build(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i, program := range helms(t) {
-		t.Run(filepath.Base(program), func(t *testing.T) {
-			t.Parallel()
-			cluster, _ := newCluster(t)
-			kubeconfig := cluster.Kubeconfig(t, cluster.Config())
-			for _, overlay := range []string{"namespace", "both"} {
-				if output, err := exec.CommandContext(t.Context(), filepath.Join(bin, "kubectl"), "--kubeconfig", kubeconfig, "apply", "-k", manifest(overlay)).CombinedOutput(); err != nil {
-					t.Fatalf("%s: %v: %s", overlay, err, output)
-				}
-			}
-			before := kept(t, cluster)
-			args := []string{"install", "iam4kube", chart(), "--kubeconfig", kubeconfig, "--set", "image.tag=v2"}
-			if _, stderr, err := helm(t, program, args...); err == nil || !strings.Contains(stderr, "cannot be imported into the current release") {
-				t.Errorf("beside what is there: %v: %s", err, stderr)
-			}
-			args = append(args, "--take-ownership")
-			if i == 1 {
-				args = append(args, "--force-conflicts")
-			}
-			if _, stderr, err := helm(t, program, args...); err != nil {
-				t.Fatalf("%q: %v: %s", args, err, stderr)
-			}
-			server, err := cluster.Client.AppsV1().Deployments(own).Get(t.Context(), "iam4kube-server", metav1.GetOptions{})
-			if err != nil {
-				t.Fatal(err)
-			}
-			if have := server.Spec.Template.Spec.Containers[0]; have.Image != images+"server:v2" || len(have.EnvFrom) != 1 || have.EnvFrom[0].ConfigMapRef.Name != "iam4kube-server" {
-				t.Errorf("the server has %s, %+v", have.Image, have.EnvFrom)
-			}
-			if after := kept(t, cluster); after != before {
-				t.Errorf("%s, before %s", after, before)
-			}
-		})
+	for _, overlay := range []string{"namespace", "both"} {
+		if output, err := exec.CommandContext(t.Context(), filepath.Join(bin, "kubectl"), "--kubeconfig", r.kubeconfig, "apply", "-k", manifest(overlay)).CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v: %s", overlay, err, output)
+		}
+	}
+	before := kept(t, r.cluster)
+	args := []string{"install", "iam4kube", chart(), "--set", "image.tag=v2"}
+	if _, stderr, err := helm(t, r.program, append(args, "--kubeconfig", r.kubeconfig)...); err == nil || !strings.Contains(stderr, "cannot be imported into the current release") {
+		t.Errorf("beside what is there: %v: %s", err, stderr)
+	}
+	args = append(args, "--take-ownership")
+	if force {
+		args = append(args, "--force-conflicts")
+	}
+	r.helm(t, args...)
+	server, err := r.cluster.Client.AppsV1().Deployments(own).Get(t.Context(), "iam4kube-server", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if have := server.Spec.Template.Spec.Containers[0]; have.Image != images+"server:v2" || len(have.EnvFrom) != 1 || have.EnvFrom[0].ConfigMapRef.Name != "iam4kube-server" {
+		t.Errorf("the server has %s, %+v", have.Image, have.EnvFrom)
+	}
+	if after := kept(t, r.cluster); after != before {
+		t.Errorf("%s, before %s", after, before)
 	}
 }
 

@@ -37,6 +37,6 @@ func build() error {
 	_, controlPlane := controlplane.Build(context.Background())
 	_, _, certManager := controlplane.BuildCertManager(context.Background())
 	_, server := environment.Build("cmd/server", "-race")
-	_, plugin := program()
+	_, plugin := environment.Build(pluginFolder)
 	return errors.Join(controlPlane, certManager, server, plugin)
 }

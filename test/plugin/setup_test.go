@@ -22,7 +22,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -357,12 +356,9 @@ func plugin(t *testing.T, rights *rest.Config, arguments ...string) answer {
 	return a
 }
 
-// program is the plugin.
-var program = sync.OnceValues(func() (string, error) { return environment.Build(pluginFolder) })
-
 func pluginText(t *testing.T, rights *rest.Config, arguments ...string) (text string, status int) {
 	t.Helper()
-	path, err := program()
+	path, err := environment.Build(pluginFolder)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -25,13 +25,17 @@ func TestFloodOfReviews(t *testing.T) {
 	client := h.client(t)
 	large := without(t, secret, strings.Repeat("x", 2<<20))
 	head := fmt.Sprintf("POST %s HTTP/1.1\r\nHost: a\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n", webhook.Path, jsonType, len(large))
-	for name, said := range map[string]string{
-		"half a header": "POST " + webhook.Path + " HTTP/1.1\r\nX: " + strings.Repeat("x", 3<<10),
-		"half a body":   head + large[:len(large)-1],
-		"large pods":    head + large,
-		"nothing":       "",
+	// More connections than there may be; of the large ones as many as would be twice the memory.
+	for name, flood := range map[string]struct {
+		connections int
+		said        string
+	}{
+		"half a header": {1200, "POST " + webhook.Path + " HTTP/1.1\r\nX: " + strings.Repeat("x", 3<<10)},
+		"half a body":   {limit, head + large[:len(large)-1]},
+		"large pods":    {limit, head + large},
+		"nothing":       {1200, ""},
 	} {
-		letGo := h.flood(t, said)
+		letGo := h.flood(t, flood.connections, flood.said)
 		slowest := time.Duration(0)
 		for range 50 {
 			start := time.Now()
@@ -53,17 +57,18 @@ func TestFloodOfReviews(t *testing.T) {
 	}
 }
 
-// flood opens as many connections as it can from many addresses and says that on each.
-func (h *hook) flood(t *testing.T, said string) (letGo func()) {
+// flood opens up to so many connections from many addresses and says that on each.
+func (h *hook) flood(t *testing.T, connections int, said string) (letGo func()) {
 	t.Helper()
 	var mu sync.Mutex
 	var all []net.Conn
 	var opening sync.WaitGroup
 	cfg := h.client(t).Transport.(*http.Transport).TLSClientConfig
-	for source := range 20 {
+	const sources = 20
+	for source := range sources {
 		opening.Go(func() {
 			dialer := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 9, byte(source+1))}, Timeout: within}
-			for range 60 {
+			for range connections / sources {
 				c, err := tls.DialWithDialer(dialer, "tcp", h.host(), cfg)
 				if err != nil {
 					continue // refused

@@ -101,6 +101,13 @@ bench: control-plane ## throughput and latency beside a bare net/http server; to
 	hack/debian-packages.sh iproute2 iptables nftables
 	cd test && go test -run '^$$' -bench . -benchtime 1x -timeout 60m -v ./bench/... ./benchrouting/... ./webhook/...
 
+.PHONY: bench-against
+bench-against: control-plane ## throughput, as `bench`, beside the server of another commit: AGAINST=COMMIT
+	rm -rf $(BIN)/against && mkdir -p $(BIN)/against/source
+	git archive $(AGAINST) | tar -x -C $(BIN)/against/source
+	cd $(BIN)/against/source && CGO_ENABLED=0 go build -trimpath -o ../$(AGAINST) ./cmd/server
+	cd test && IAM4KUBE_BENCH_AGAINST=$(abspath $(BIN)/against/$(AGAINST)) go test -run '^$$' -bench Throughput -benchtime 1x -timeout 30m -v ./bench
+
 .PHONY: bench-scale
 bench-scale: control-plane ## memory and time to sync with 50,000 pods and 5,000 ServiceAccounts
 	cd test && go test -run '^$$' -bench . -benchtime 1x -timeout 60m -v ./benchscale/...

@@ -24,7 +24,7 @@ func BenchmarkAudit(b *testing.B) {
 		off, stopOff := startLike(b, first)
 		on, stopOn := startLike(b, first, "--audit-log", path)
 		again, stopAgain := startLike(b, first)
-		off.bare = true // what the others are compared with
+		off.other = true // what the others are compared with
 		for round := range roundsEach {
 			order := []*peer{on, off, again}
 			for _, p := range append(order[round%3:], order[:round%3]...) {

@@ -51,7 +51,7 @@ func startBare(b *testing.B, ours *peer) *peer {
 	if err != nil {
 		b.Fatal("the bare server has no address: ", err)
 	}
-	p := &peer{address: strings.TrimSpace(address), pid: command.Process.Pid, bare: true}
+	p := &peer{address: strings.TrimSpace(address), pid: command.Process.Pid, other: true}
 	same := func(pods []*pod) (copies []*pod) {
 		for _, client := range pods {
 			copies = append(copies, &pod{from: client.from, request: client.request, want: pods[0].want})
@@ -61,6 +61,37 @@ func startBare(b *testing.B, ours *peer) *peer {
 	p.pods, p.tokenPods, p.containerPods = same(ours.pods), same(ours.tokenPods), same(ours.containerPods)
 	checkSameHead(b, ours, p, func(p *peer) *pod { return p.pods[0] })
 	checkSameHead(b, ours, p, func(p *peer) *pod { return p.containerPods[0] })
+	return p
+}
+
+// startAgainst starts another program of the server, with the same clients as ours. One that does not
+// know /v1/credentials yet has no containerPods.
+func startAgainst(b *testing.B, program string, ours *peer) *peer {
+	b.Helper()
+	server, process := env.StartProcessWith(b, func(c *exec.Cmd) { c.Path = program }, serverFlags...)
+	server.WaitReady(b)
+	p := &peer{address: server.Address, pid: process.Pid, other: true}
+	for i, client := range ours.pods {
+		path := strings.Fields(string(client.request))[1]
+		ask := func(path string, header http.Header) (status int, body []byte) {
+			response, text, err := server.Do(b.Context(), server.Client(b, client.from), http.MethodGet, path, header)
+			if err != nil {
+				b.Fatal(err)
+			}
+			return response.StatusCode, []byte(text)
+		}
+		status, body := ask(path, nil)
+		if status != http.StatusOK {
+			b.Fatalf("%s: %d %s", client.from, status, body)
+		}
+		p.pods = append(p.pods, &pod{from: client.from, want: body, request: client.request})
+		p.tokenPods = append(p.tokenPods, &pod{from: client.from, want: body, request: imdsRequest(path, newToken(b, server, client.from))})
+		container := ours.containerPods[i]
+		_, token, _ := strings.Cut(string(container.request), "Authorization: ")
+		if status, body := ask(containerPath, http.Header{"Authorization": {strings.TrimSpace(token)}}); status == http.StatusOK {
+			p.containerPods = append(p.containerPods, &pod{from: client.from, want: body, request: container.request})
+		}
+	}
 	return p
 }
 

@@ -54,11 +54,11 @@ func (f figure) contract() string {
 	return text
 }
 
-func report(scenarios []*scenario) {
+func report(scenarios []*scenario, other string) {
 	var text strings.Builder
 	fmt.Fprintf(&text, "\nwarm credentials requests of %d pods, %d rounds in turns, medians;\nclient and servers share the machine; every answer's owner was checked\n\n", podCount, rounds)
 	table := tabwriter.NewWriter(&text, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "\tiam4kube\tbare net/http\tratio\tcontract\t")
+	fmt.Fprintf(table, "\tiam4kube\t%s\tratio\tcontract\t\n", other)
 	for _, s := range scenarios {
 		fmt.Fprintf(table, "%s\t\t\t\t\t\n", s.name)
 		for _, f := range s.figures() {

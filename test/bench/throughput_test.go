@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -36,16 +37,27 @@ const (
 // compared with what STS issued for the pod that asked.
 func BenchmarkThroughput(b *testing.B) {
 	ours, server := startServer(b)
-	bare := startBare(b, ours)
 	scenarios := []*scenario{
 		{name: "IMDSv1", least: 0.97, most: 1.05},
 		{name: "IMDSv2, with a token", token: true, least: 0.95, most: 1.08},
 		{name: "/v1/credentials, with a token that was verified before", container: true, least: 0.90},
 		{name: "IMDSv1, a new connection for each request", reconnect: true, least: 1, most: 1.02},
 	}
+	name, other := "bare net/http", (*peer)(nil)
+	if program := os.Getenv(againstEnv); program == "" {
+		other = startBare(b, ours)
+	} else {
+		name, other = filepath.Base(program), startAgainst(b, program, ours)
+		for _, s := range scenarios {
+			s.least, s.most = 0.98, 1.02
+		}
+		if len(other.containerPods) == 0 {
+			scenarios = slices.DeleteFunc(scenarios, func(s *scenario) bool { return s.container })
+		}
+	}
 	for round := range rounds {
 		fmt.Fprintf(os.Stderr, "throughput: round %d of %d\n", round+1, rounds)
-		order := []*peer{ours, bare}
+		order := []*peer{ours, other}
 		if round%2 == 1 {
 			slices.Reverse(order)
 		}
@@ -60,16 +72,21 @@ func BenchmarkThroughput(b *testing.B) {
 	}
 	tokens := measureTokens(b, ours)
 	checkMetrics(b, server, ours)
-	report(scenarios)
+	report(scenarios, name)
 	tokens.report()
 	b.ReportMetric(0, "ns/op") // the time of all rounds says nothing
 }
+
+// againstEnv names the environment variable with a program of the server, of another commit, that
+// stands for the bare server: `make bench-against`.
+const againstEnv = "IAM4KUBE_BENCH_AGAINST"
 
 // peer is one of the servers that are compared.
 type peer struct {
 	address string
 	pid     int
-	bare    bool
+	// other is what ours is compared with.
+	other bool
 	// pods are its clients, tokenPods the same with an IMDSv2 token, containerPods the same at
 	// /v1/credentials with a token of their ServiceAccount.
 	pods, tokenPods, containerPods []*pod
@@ -78,7 +95,7 @@ type peer struct {
 
 // index of a peer in what is measured.
 func (p *peer) index() int {
-	if p.bare {
+	if p.other {
 		return 1
 	}
 	return 0
@@ -90,11 +107,13 @@ func podsNamespace(b *testing.B) string {
 	return strings.ToLower(b.Name())
 }
 
+var serverFlags = []string{"--log-level", "info", "--sts-rate-limit", "1000", "--sts-rate-burst", "100"}
+
 // startServer starts the server and fills it with 64 pods, each with a ServiceAccount and
 // a role of its own.
 func startServer(b *testing.B) (*peer, *environment.Server) {
 	b.Helper()
-	server, process := env.StartReleased(b, "--log-level", "info", "--sts-rate-limit", "1000", "--sts-rate-burst", "100")
+	server, process := env.StartReleased(b, serverFlags...)
 	server.WaitReady(b) // with the key for tokens
 	p := &peer{address: server.Address, pid: process.Pid}
 	if err := env.CreateNamespace(b.Context(), podsNamespace(b)); err != nil {
@@ -116,13 +135,20 @@ func startServer(b *testing.B) (*peer, *environment.Server) {
 			b.Fatalf("%s: %d %s", from, status, body)
 		}
 		checkOwner(b, body, arn, podsNamespace(b)+"@"+name)
-		request := "GET " + path + " HTTP/1.1\r\nHost: 169.254.169.254\r\nUser-Agent: bench\r\n"
-		p.pods = append(p.pods, &pod{from: from, want: []byte(body), request: []byte(request + "\r\n")})
-		header := "X-aws-ec2-metadata-token: " + newToken(b, server, from) + "\r\n"
-		p.tokenPods = append(p.tokenPods, &pod{from: from, want: []byte(body), request: []byte(request + header + "\r\n")})
+		p.pods = append(p.pods, &pod{from: from, want: []byte(body), request: imdsRequest(path, "")})
+		p.tokenPods = append(p.tokenPods, &pod{from: from, want: []byte(body), request: imdsRequest(path, newToken(b, server, from))})
 		p.containerPods = append(p.containerPods, newContainerPod(b, server, from, name, arn))
 	}
 	return p, server
+}
+
+// imdsRequest is one with an IMDSv2 token, unless that is empty.
+func imdsRequest(path, token string) []byte {
+	request := "GET " + path + " HTTP/1.1\r\nHost: 169.254.169.254\r\nUser-Agent: bench\r\n"
+	if token != "" {
+		request += "X-aws-ec2-metadata-token: " + token + "\r\n"
+	}
+	return []byte(request + "\r\n")
 }
 
 // checkOwner checks that the body are the credentials that STS issued for this role and
@@ -161,7 +187,7 @@ type scenario struct {
 	// processor time.
 	least, most float64
 
-	perSecond, processor, p99 [2][]float64 // of the server and of the bare one
+	perSecond, processor, p99 [2][]float64 // of the server and of the other one
 }
 
 func (s *scenario) pods(p *peer) []*pod {

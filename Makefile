@@ -77,11 +77,12 @@ test-unit: ## what needs no root and no API server, within a minute
 	cd $(PLUGIN) && $(GOTEST) $(TESTFLAGS) ./...
 	cd test && $(GOTEST) -count=1 $(TESTFLAGS) $$($(TEST_PACKAGES) | grep -E '/($(TEST_UNIT))$$')
 
-# Packages, and parallel tests in them, are beside each other, because they wait more than they work. -count=1 as above.
+# Parallel tests of a package are beside each other, because they wait more than they work, and two packages; more would
+# take longer, because what waits polls. Backwards, so that the last packages are not those that wait most. -count=1 as above.
 .PHONY: test
 test: test-unit test-tools ## everything, as root on Debian: real API server, real AWS clients in network namespaces
-	cd test && CGO_ENABLED=0 $(filter-out -race,$(GOTEST)) -count=1 -p 4 -parallel 8 -timeout 30m $(TESTFLAGS) $$($(TEST_PACKAGES) | grep -E '/($(TEST_PLAIN))$$')
-	cd test && $(GOTEST) -count=1 -p 4 -parallel 8 -timeout 30m $(TESTFLAGS) $$($(TEST_PACKAGES) | grep -Ev '/($(TEST_UNIT)|$(TEST_PLAIN)|$(TEST_TIMED)|$(TEST_PAGE)|$(TEST_BENCH))$$')
+	cd test && CGO_ENABLED=0 $(filter-out -race,$(GOTEST)) -count=1 -p 2 -parallel 8 -timeout 30m $(TESTFLAGS) $$($(TEST_PACKAGES) | grep -E '/($(TEST_PLAIN))$$')
+	cd test && $(GOTEST) -count=1 -p 2 -parallel 8 -timeout 30m $(TESTFLAGS) $$($(TEST_PACKAGES) | grep -Ev '/($(TEST_UNIT)|$(TEST_PLAIN)|$(TEST_TIMED)|$(TEST_PAGE)|$(TEST_BENCH))$$' | sort -r)
 	cd test && $(GOTEST) -count=1 -p 1 -parallel 8 -timeout 30m $(TESTFLAGS) $$($(TEST_PACKAGES) | grep -E '/($(TEST_TIMED))$$')
 
 .PHONY: test-page

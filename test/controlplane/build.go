@@ -10,10 +10,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -25,6 +27,10 @@ import (
 // CacheEnv names the environment variable that moves the built programs to another
 // folder than iam4kube below os.UserCacheDir.
 const CacheEnv = "IAM4KUBE_TEST_CACHE"
+
+// VersionEnv names the environment variable that has Start run the API server of an older Kubernetes,
+// by its minor version, for example 1.31. All else stays.
+const VersionEnv = "IAM4KUBE_TEST_KUBERNETES"
 
 // buildModule is a module below test/build and the programs that it becomes. All programs
 // of a module are names of one binary.
@@ -46,6 +52,9 @@ var (
 			ldflags: "-X k8s.io/component-base/version.gitVersion=v1.37.2",
 		},
 	}
+	// olderModules are API servers by their minor versions. As in their go.mod.
+	olderModules = map[string][]buildModule{"1.31": older("1.31", "v1.31.14"), "1.34": older("1.34", "v1.34.4")}
+
 	certManagerModules   = []buildModule{{module: "certmanager", programs: []string{"certmanager"}}}
 	networkPolicyModules = []buildModule{{module: "networkpolicy", programs: []string{"networkpolicy"}}}
 	helmModules          = []buildModule{
@@ -59,12 +68,35 @@ var (
 	}
 )
 
+func older(minor, version string) []buildModule {
+	return []buildModule{{
+		module: "kubernetes" + minor, programs: []string{"kube-apiserver"}, main: "k8s.io/kubernetes/cmd/kube-apiserver",
+		ldflags: "-X k8s.io/component-base/version.gitVersion=" + version,
+	}}
+}
+
 // Build makes sure that etcd and kube-apiserver are built and returns the folder that
 // holds them. The first build takes many minutes and tells on stderr where it is;
 // afterwards Build only looks whether the folder is there. Processes that build at the
 // same time wait for the first of them.
 func Build(ctx context.Context) (binDir string, err error) {
 	return build(ctx, "controlplane", buildModules)
+}
+
+// BuildAPIServer makes sure, as Build does, that the API server of VersionEnv is built, and returns the
+// program.
+func BuildAPIServer(ctx context.Context) (program string, err error) {
+	version := os.Getenv(VersionEnv)
+	if version == "" {
+		binDir, err := Build(ctx)
+		return filepath.Join(binDir, "kube-apiserver"), err
+	}
+	modules, ok := olderModules[version]
+	if !ok {
+		return "", fmt.Errorf("%s=%s: want one of %q", VersionEnv, version, slices.Sorted(maps.Keys(olderModules)))
+	}
+	binDir, err := build(ctx, "kubernetes"+version, modules)
+	return filepath.Join(binDir, "kube-apiserver"), err
 }
 
 // BuildCertManager makes sure, as Build does, that cert-manager's controllers are built, and

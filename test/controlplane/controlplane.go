@@ -45,6 +45,7 @@ type ControlPlane struct {
 
 	options   Options
 	binDir    string
+	program   string // the API server's
 	dir       string
 	etcdPort  port
 	peerPort  port
@@ -62,11 +63,15 @@ func Start(ctx context.Context, options Options) (*ControlPlane, error) {
 	if err != nil {
 		return nil, fmt.Errorf("building the control plane: %w", err)
 	}
+	program, err := BuildAPIServer(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("building the API server: %w", err)
+	}
 	dir, err := os.MkdirTemp("", "iam4kube-controlplane-")
 	if err != nil {
 		return nil, err
 	}
-	cp := &ControlPlane{options: options, binDir: binDir, dir: dir}
+	cp := &ControlPlane{options: options, binDir: binDir, program: program, dir: dir}
 	if err := cp.start(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("starting the control plane: %w", err), cp.Stop())
 	}
@@ -132,8 +137,7 @@ func (cp *ControlPlane) StartAPIServer(ctx context.Context) error {
 		return errors.New("the API server is running")
 	}
 	var err error
-	program := filepath.Join(cp.binDir, "kube-apiserver")
-	cp.apiServer, err = startProcess(cp.path("kube-apiserver.log"), program, cp.apiServerArgs()...)
+	cp.apiServer, err = startProcess(cp.path("kube-apiserver.log"), cp.program, cp.apiServerArgs()...)
 	if err != nil {
 		return err
 	}

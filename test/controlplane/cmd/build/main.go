@@ -1,7 +1,7 @@
 // Command build builds the control plane that the tests run on, so that a test run
 // need not start with it. It prints the folder that holds the programs. With the argument
 // certmanager it builds cert-manager's controllers instead, with networkpolicy what enforces
-// NetworkPolicies on a node, with helm Helm 3 and 4.
+// NetworkPolicies on a node, with helm Helm 3 and 4, with apiserver the API server alone.
 package main
 
 import (
@@ -27,6 +27,8 @@ func main() {
 		}
 	case "networkpolicy":
 		build = controlplane.BuildNetworkPolicy
+	case "apiserver":
+		build = controlplane.BuildAPIServer
 	case "helm":
 		build = func(ctx context.Context) (string, error) {
 			programs, err := controlplane.BuildHelm(ctx)

@@ -18,7 +18,14 @@ import (
 // finding is what the plugin says of one thing.
 type finding struct{ Link, State, Piece, Text string }
 
-// plugin runs `kubectl iam4kube`, as kubectl finds it.
+// chain is what the plugin says of a pod.
+type chain struct {
+	Broken string
+	Role   struct{ AccessKeyID string }
+	Links  []finding
+}
+
+// plugin runs `kubectl iam4kube`.
 func plugin(t *testing.T, into any, args ...string) (status int) {
 	t.Helper()
 	// Of the version that the images say.
@@ -26,6 +33,12 @@ func plugin(t *testing.T, into any, args ...string) (status int) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return runPlugin(t, path, into, args...)
+}
+
+// runPlugin runs one by its program, as kubectl finds it.
+func runPlugin(t *testing.T, path string, into any, args ...string) (status int) {
+	t.Helper()
 	cmd, err := machine.Kubectl(t.Context(), append(append([]string{"iam4kube"}, args...), "-o", "json")...)
 	if err != nil {
 		t.Fatal(err)
@@ -72,15 +85,11 @@ func TestPlugin(t *testing.T) {
 		pod.Spec.Containers[1].Name = "stays"
 		create(t, pod)
 		waitPod(t, ns, pod.Name, running)
-		var chain struct {
-			Broken string
-			Role   struct{ AccessKeyID string }
-			Links  []finding
-		}
+		var whole chain
 		eventually(t, "the chain of a pod that has asked, "+string(way), func() bool {
-			return plugin(t, &chain, "why", "pod/"+pod.Name, "-n", ns) == 0 && chain.Role.AccessKeyID != ""
+			return plugin(t, &whole, "why", "pod/"+pod.Name, "-n", ns) == 0 && whole.Role.AccessKeyID != ""
 		})
-		for _, link := range chain.Links {
+		for _, link := range whole.Links {
 			if link.State != "ok" {
 				t.Errorf("%s: %+v", way, link)
 			}
@@ -93,11 +102,8 @@ func TestPlugin(t *testing.T) {
 	role(t, ns, "role-02")
 	create(t, clientPod(ns, "role-02", "wait"))
 	eventually(t, "the pod that finds no server", func() bool {
-		var chain struct {
-			Broken string
-			Links  []finding
-		}
-		return plugin(t, &chain, "why", "pod/role-02", "-n", ns) == 1 && strings.HasPrefix(chain.Broken, "init-")
+		var whole chain
+		return plugin(t, &whole, "why", "pod/role-02", "-n", ns) == 1 && strings.HasPrefix(whole.Broken, "init-")
 	})
 	eventually(t, "the check that names the server", func() bool {
 		var report struct{ Categories []struct{ Checks []finding } }

@@ -5,6 +5,7 @@ package e2e
 import (
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -32,6 +33,7 @@ func TestUpgrade(t *testing.T) {
 	t.Cleanup(func() { wantNoLeaks(t) })
 	ns := namespace(t, inPod)
 	first := u.injected(t, ns, "role-01", lastTag)
+	wantNotBroken(t, first, plugin)
 
 	l.phase(t, func() {
 		u.checkOut(t, tag, lastTag)
@@ -45,6 +47,8 @@ func TestUpgrade(t *testing.T) {
 	wantVersions(t, map[string]string{"server": tag, "ip2service": tag, "webhook": tag})
 	second := u.injected(t, ns, "role-03", tag)
 	wantServedBy(t, first)
+	wantNotBroken(t, first, plugin)
+	wantNotBroken(t, second, buildFirstPlugin(t))
 	wantChangeable(t, first, second)
 	u.wantListed(t, first)
 
@@ -172,6 +176,44 @@ func wantServedBy(t *testing.T, pod *corev1.Pod) {
 		t.Error(err)
 	}
 	wantOwn(t, pod, pod.Name, a)
+}
+
+// firstPlugin is the first commit with all commands of the plugin, which the last release has not.
+const firstPlugin = "7652a3a9185abd0ddfd165602f9d840c1cc84d6f"
+
+func buildFirstPlugin(t *testing.T) (run func(t *testing.T, into any, args ...string) (status int)) {
+	t.Helper()
+	folder := t.TempDir()
+	if err := images.CheckOut(t.Context(), firstPlugin, folder); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(folder, "bin", "kubectl-iam4kube")
+	build := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-o", path, ".")
+	build.Dir, build.Env = filepath.Join(folder, "cmd", "kubectl-iam4kube"), append(os.Environ(), "CGO_ENABLED=0")
+	if output, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("the plugin of %s: %v: %s", firstPlugin, err, output)
+	}
+	return func(t *testing.T, into any, args ...string) (status int) {
+		t.Helper()
+		return runPlugin(t, path, into, args...)
+	}
+}
+
+// wantNotBroken: a plugin finds nothing broken at a pod that works, whatever the servers' version. What
+// they do not tell is not seen.
+func wantNotBroken(t *testing.T, pod *corev1.Pod, run func(t *testing.T, into any, args ...string) (status int)) {
+	t.Helper()
+	var whole chain
+	status := run(t, &whole, "why", "pod/"+pod.Name, "-n", pod.Namespace)
+	t.Logf("of %s, status %d: %+v", pod.Name, status, whole)
+	if status != 0 && status != 3 || whole.Broken != "" || len(whole.Links) == 0 {
+		t.Errorf("%s works, and the plugin says %q with status %d", pod.Name, whole.Broken, status)
+	}
+	for _, link := range whole.Links {
+		if link.State == "broken" || link.State == "cannot-see" && status == 0 {
+			t.Errorf("status %d: %+v", status, link)
+		}
+	}
 }
 
 // wantChangeable: the policy about NET_ADMIN looks at every change of a pod's spec.

@@ -46,15 +46,15 @@ func Earlier(ctx context.Context, commit, tag string, progress io.Writer) (folde
 		return folder, archives, nil
 	}
 	source := filepath.Join(dir+"-partial", "checkout")
-	if err := checkOut(ctx, commit, source); err != nil {
+	if err := CheckOut(ctx, commit, source); err != nil {
 		return "", nil, err
 	}
 	b := &builder{ctx: ctx, cache: cache, tag: tag, revision: commit, source: source, progress: progress}
 	return folder, archives, b.build(dir, ofDockerfile())
 }
 
-// checkOut makes a folder with a commit's files.
-func checkOut(ctx context.Context, commit, folder string) error {
+// CheckOut makes a folder with a commit's files.
+func CheckOut(ctx context.Context, commit, folder string) error {
 	if err := errors.Join(os.RemoveAll(folder), os.MkdirAll(folder, 0o755)); err != nil {
 		return err
 	}

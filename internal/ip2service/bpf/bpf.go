@@ -14,11 +14,12 @@ package bpf
 
 import (
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -26,6 +27,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/iam4kube/iam4kube/internal/ip2service/routes"
@@ -86,14 +88,25 @@ func (k *Kernel) sync(want routes.Routes) (changed bool, err error) {
 	}
 	want.Bypassed = want.Bypassed || forwards()
 	next := state{Maps: record.Maps, Programs: map[string]attached{}, New: want.New, Live: want.Live}
-	for _, spec := range programs(want, *k.found) {
-		have := record.Programs[spec.Name]
-		now, changes, err := k.attach(spec, have)
-		if err != nil {
-			return changed, explain(spec.Name, err)
+	different, err := k.compare(programs(want, *k.found), record, next)
+	if err != nil {
+		return false, err
+	}
+	defer func() {
+		for _, r := range different {
+			_ = r.program.Close()
 		}
-		changed = changed || changes
-		next.Programs[spec.Name] = now
+	}()
+	if err := k.load(different); err != nil {
+		return false, err
+	}
+	for _, r := range different {
+		now, err := k.attach(r)
+		if err != nil {
+			return changed, explain(r.spec.Name, err)
+		}
+		changed = true
+		next.Programs[r.spec.Name] = now
 	}
 	if changed || repaired || !next.equal(record) {
 		if err := k.write(next); err != nil {
@@ -129,45 +142,71 @@ type attached struct {
 	From string
 }
 
-// attach brings a program to its place, unless it is there.
-func (k *Kernel) attach(spec *ebpf.ProgramSpec, have attached) (now attached, changed bool, err error) {
-	pin := filepath.Join(k.dir, spec.Name)
-	from := fingerprint(spec.Instructions)
+// replacement is a program that is not in its place.
+type replacement struct {
+	spec *ebpf.ProgramSpec
+	from string
+	// link has another program there, or is nil.
+	link    link.Link
+	program *ebpf.Program
+}
+
+// compare finds what is different, and puts into next what is there already.
+func (k *Kernel) compare(specs []*ebpf.ProgramSpec, record, next state) (different []*replacement, err error) {
 	id, err := inode(k.at.pods)
 	if err != nil {
-		return now, false, err
+		return nil, err
 	}
-	l := k.link(spec.Name, pin)
-	alive := false
-	if l != nil {
-		info, err := infoOf(l)
-		alive = err == nil && info.cgroup == id
-		if alive && info.program == have.ID && have.From == from {
-			return have, false, nil
-		}
-	}
-	for i := range spec.Instructions {
-		if name := spec.Instructions[i].Reference(); k.maps[name] != nil {
-			if err := spec.Instructions[i].AssociateMap(k.maps[name]); err != nil {
-				return now, false, err
+	for _, spec := range specs {
+		have, r := record.Programs[spec.Name], &replacement{spec: spec, from: fingerprint(spec.Instructions)}
+		if l := k.link(spec.Name, k.pin(spec)); l != nil {
+			if info, err := infoOf(l); err == nil && info.cgroup == id {
+				if info.program == have.ID && have.From == r.from {
+					next.Programs[spec.Name] = have
+					continue
+				}
+				r.link = l
 			}
 		}
+		different = append(different, r)
 	}
-	program, err := ebpf.NewProgram(spec)
-	if err != nil {
-		return now, false, err
+	return different, nil
+}
+
+func (k *Kernel) pin(spec *ebpf.ProgramSpec) string { return filepath.Join(k.dir, spec.Name) }
+
+// load brings programs into the kernel, which takes long for many endpoints, and changes nothing yet.
+func (k *Kernel) load(all []*replacement) error {
+	var loading errgroup.Group
+	loading.SetLimit(runtime.GOMAXPROCS(0))
+	for _, r := range all {
+		for i := range r.spec.Instructions {
+			if m := k.maps[r.spec.Instructions[i].Reference()]; m != nil {
+				if err := r.spec.Instructions[i].AssociateMap(m); err != nil {
+					return explain(r.spec.Name, err)
+				}
+			}
+		}
+		loading.Go(func() (err error) {
+			r.program, err = ebpf.NewProgram(r.spec)
+			return explain(r.spec.Name, err)
+		})
 	}
-	defer func() { _ = program.Close() }()
-	info, err := program.Info()
+	return loading.Wait()
+}
+
+// attach brings a program to its place.
+func (k *Kernel) attach(r *replacement) (now attached, err error) {
+	info, err := r.program.Info()
 	if err != nil {
-		return now, false, err
+		return now, err
 	}
 	number, _ := info.ID()
-	now = attached{ID: number, From: from}
-	if alive {
-		return now, true, l.Update(program)
+	now = attached{ID: number, From: r.from}
+	if r.link != nil {
+		return now, r.link.Update(r.program)
 	}
-	return now, true, k.create(spec, program, pin)
+	return now, k.create(r.spec, r.program, k.pin(r.spec))
 }
 
 // link is that of a name, which this process holds or an earlier one has pinned, or nil.
@@ -207,7 +246,15 @@ func (k *Kernel) create(spec *ebpf.ProgramSpec, program *ebpf.Program, pin strin
 
 // fingerprint is the same for instructions that do the same.
 func fingerprint(ins asm.Instructions) string {
-	sum := sha256.Sum256(fmt.Append(nil, ins))
+	var all []byte
+	for _, i := range ins {
+		all = binary.NativeEndian.AppendUint64(all, uint64(i.Constant))
+		all = binary.NativeEndian.AppendUint32(all, uint32(i.OpCode))
+		all = binary.NativeEndian.AppendUint16(all, uint16(i.Offset))
+		all = append(all, byte(i.Dst), byte(i.Src))
+		all = append(append(append(append(all, i.Reference()...), 0), i.Symbol()...), 0)
+	}
+	sum := sha256.Sum256(all)
 	return hex.EncodeToString(sum[:8])
 }
 

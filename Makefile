@@ -127,16 +127,19 @@ demo-shell: ## a shell in which kubectl finds the demo's cluster
 demo-down: ## take the demo's cluster down
 	cd test && $(GORUN) ./cluster/cmd/cluster down
 
-# One column of the matrix; E2E_PROXY, E2E_CNI and E2E_DATA_PATH choose it.
+# One column of the matrix, chosen by these.
 E2E_PROXY ?= nftables
 E2E_CNI ?= ptp
 E2E_DATA_PATH ?= nftables
+E2E_INJECTION ?= webhook
+# What has injected pods, for E2E_INJECTION=policy: there is no webhook.
+E2E_INJECTED := TestEveryPod|TestEveryClient|TestEveryQoS|TestInitContainer|TestWithoutNetAdmin|TestNoNetAdmin|FailsClosed|TestStartOf|TestHostNetworkPodsProve|TestWrongRoles|TestZeroDowntime
 # What takes minutes, for e2e-all: an outage that differs from the one of a minute in nothing but its length, and a release
 # for the registry. TestUpgrade is for test-upgrade.
 E2E_SKIP ?= TestUpgrade|TestReleaseFromRegistry|TestZeroDowntime/API_server_down_for_five_minutes
 .PHONY: e2e
-e2e: cluster-tools client-tools network-policy registry-tools ## end-to-end tests on that cluster, with kube-proxy's mode E2E_PROXY, the CNI plug-in E2E_CNI and ip2service's E2E_DATA_PATH
-	cd test && IAM4KUBE_E2E_PROXY=$(E2E_PROXY) IAM4KUBE_E2E_CNI=$(E2E_CNI) IAM4KUBE_E2E_DATA_PATH=$(E2E_DATA_PATH) \
+e2e: cluster-tools client-tools network-policy registry-tools ## end-to-end tests on that cluster, with kube-proxy's mode E2E_PROXY, the CNI plug-in E2E_CNI, ip2service's E2E_DATA_PATH, and E2E_INJECTION, webhook or policy
+	cd test && IAM4KUBE_E2E_PROXY=$(E2E_PROXY) IAM4KUBE_E2E_CNI=$(E2E_CNI) IAM4KUBE_E2E_DATA_PATH=$(E2E_DATA_PATH) IAM4KUBE_E2E_INJECTION=$(E2E_INJECTION) \
 		$(GOTEST) -tags e2e -count 1 -parallel 16 -timeout 60m -v -skip '$(E2E_SKIP)' $(TESTFLAGS) ./e2e
 
 .PHONY: quick-start
@@ -145,11 +148,12 @@ quick-start: cluster-tools ## README's quick start, on an empty cluster of that 
 	cd test && $(GOTEST) -tags e2e -count 1 -timeout 30m -v $(TESTFLAGS) ./quickstart
 
 .PHONY: e2e-all
-e2e-all: ## the whole matrix, one column after the other, each with what takes minutes of waiting; and one by eBPF
+e2e-all: ## the whole matrix, one column after the other, each with what takes minutes of waiting; one by eBPF; and injection by policy
 	for proxy in nftables iptables; do for cni in ptp bridge; do \
 		$(MAKE) e2e E2E_PROXY=$$proxy E2E_CNI=$$cni E2E_SKIP=TestUpgrade; \
 	done; done
 	$(MAKE) e2e E2E_DATA_PATH=ebpf E2E_SKIP=TestUpgrade
+	$(MAKE) e2e E2E_INJECTION=policy E2E_SKIP='TestFailsClosed/no_webhook|TestZeroDowntime/API_server_down_for_five_minutes' TESTFLAGS="-run '$(E2E_INJECTED)'"
 
 # What an upgrade starts from: the commit before chart, web identity, audit log and eBPF; from the first release on, its tag.
 LAST_RELEASE := a51fd1098c99c8058d3b15560709931e8ab97228

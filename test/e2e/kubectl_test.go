@@ -15,8 +15,10 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 )
 
-// overlays is the folder of the data path's.
-var overlays = map[string]string{"nftables": "manifests", "ebpf": "manifests/ebpf"}[dataPath]
+// overlays is the folder of what injects, and of the data path's.
+var overlays = map[string]string{
+	"webhook, nftables": "manifests", "webhook, ebpf": "manifests/ebpf", "policy, nftables": "manifests/policy",
+}[injector+", "+dataPath]
 
 // both is the overlay that is applied at the start and that every test leaves in place.
 var both = overlays + "/both"

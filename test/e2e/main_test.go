@@ -50,6 +50,7 @@ var (
 	proxy    = cmp.Or(os.Getenv("IAM4KUBE_E2E_PROXY"), "nftables")
 	cni      = cmp.Or(os.Getenv("IAM4KUBE_E2E_CNI"), "ptp")
 	dataPath = cmp.Or(os.Getenv("IAM4KUBE_E2E_DATA_PATH"), "nftables")
+	injector = cmp.Or(os.Getenv("IAM4KUBE_E2E_INJECTION"), "webhook")
 	from     = os.Getenv("IAM4KUBE_E2E_FROM")
 )
 

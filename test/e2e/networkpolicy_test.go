@@ -139,7 +139,8 @@ func nobodyAnswers(t *testing.T, pods []*corev1.Pod) {
 	}
 	wantDials(t, pods, connection{vip, 80, timeout})
 	a, err := once(t, pods[0].Namespace, pods[0].Name)
-	if err == nil || a.Role != "" || !strings.Contains(a.Error, "imeout") {
+	// By eBPF the kernel gives a connection up before the client does: ETIMEDOUT.
+	if err == nil || a.Role != "" || !strings.Contains(a.Error, "imeout") && !strings.Contains(a.Error, "timed out") {
 		t.Errorf("%+v, %v; want a time-out", a, err)
 	}
 	t.Logf("what a client says: %s", a.Error)

@@ -147,8 +147,8 @@ func unseen(what string, err error) finding.Finding {
 	return finding.Hidden("%s: %s", what, cluster.Reason(err))
 }
 
-// oldestMinor of Kubernetes 1 has what the manifests use.
-const oldestMinor = 30
+// oldestMinor of Kubernetes 1 is the oldest that the tests run on: `make test-versions`.
+const oldestMinor = 31
 
 func (i *installation) api(context.Context) finding.Finding {
 	version, err := i.Discovery().ServerVersion()

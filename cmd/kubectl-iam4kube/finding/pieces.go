@@ -85,7 +85,7 @@ var (
 		"kubectl.md#check",
 	}
 	OldKubernetes = Piece{
-		"old-kubernetes", "Update Kubernetes: the manifests use what came with 1.30.",
+		"old-kubernetes", "Update Kubernetes: older versions than 1.31 are not tested.",
 		"install.md#installation",
 	}
 	NoNamespace = Piece{

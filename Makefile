@@ -218,7 +218,7 @@ control-plane: # Kubernetes and etcd, built once into CACHE
 VERSIONS ?= 1.31 1.34
 TEST_VERSIONS := webhook|server|plugin
 # Policies inject from Kubernetes 1.36 on.
-TEST_POLICIES := TestPolicy|TestFixturesByPolicy|TestCheck/injected_by_a_policy
+TEST_POLICIES := TestPolicy|TestFixturesByPolicy|TestCheck/injected_by_a_policy|Test/^policy$$
 .PHONY: test-versions
 test-versions: control-plane ## what webhook, server and plugin need of the API server, on Kubernetes' VERSIONS; as root on Debian
 	hack/debian-packages.sh iproute2 iptables nftables openssl

@@ -282,6 +282,8 @@ func sameButOurs(t testing.TB, plain, injected *corev1.Pod) {
 	strip := func(pod *corev1.Pod) *corev1.Pod {
 		pod = pod.DeepCopy()
 		delete(pod.Annotations, "kubernetes.io/limit-ranger") // names the containers that it changed
+		// What older API servers make of each container's field.
+		delete(pod.Annotations, corev1.DeprecatedAppArmorBetaContainerAnnotationKeyPrefix+inject.ContainerName)
 		pod.Spec.InitContainers = slices.DeleteFunc(pod.Spec.InitContainers, func(c corev1.Container) bool { return c.Name == inject.ContainerName })
 		if pod.Status.QOSClass == corev1.PodQOSBestEffort {
 			pod.Status.QOSClass = corev1.PodQOSBurstable

@@ -43,17 +43,16 @@ func BenchmarkThroughput(b *testing.B) {
 		{name: "/v1/credentials, with a token that was verified before", container: true, least: 0.90},
 		{name: "IMDSv1, a new connection for each request", reconnect: true, least: 1, most: 1.02},
 	}
-	name, other := "bare net/http", (*peer)(nil)
-	if program := os.Getenv(againstEnv); program == "" {
-		other = startBare(b, ours)
-	} else {
-		name, other = filepath.Base(program), startAgainst(b, program, ours)
+	name, start := "bare net/http", startBare
+	if program := os.Getenv(againstEnv); program != "" {
+		name, start = filepath.Base(program), func(b *testing.B, ours *peer) *peer { b.Helper(); return startAgainst(b, program, ours) }
 		for _, s := range scenarios {
 			s.least, s.most = 0.98, 1.02
 		}
-		if len(other.containerPods) == 0 {
-			scenarios = slices.DeleteFunc(scenarios, func(s *scenario) bool { return s.container })
-		}
+	}
+	other := start(b, ours)
+	if len(other.containerPods) == 0 {
+		scenarios = slices.DeleteFunc(scenarios, func(s *scenario) bool { return s.container })
 	}
 	for round := range rounds {
 		fmt.Fprintf(os.Stderr, "throughput: round %d of %d\n", round+1, rounds)

@@ -13,13 +13,13 @@
 package bpf
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -27,7 +27,6 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/iam4kube/iam4kube/internal/ip2service/routes"
@@ -177,8 +176,6 @@ func (k *Kernel) pin(spec *ebpf.ProgramSpec) string { return filepath.Join(k.dir
 
 // load brings programs into the kernel, which takes long for many endpoints, and changes nothing yet.
 func (k *Kernel) load(all []*replacement) error {
-	var loading errgroup.Group
-	loading.SetLimit(runtime.GOMAXPROCS(0))
 	for _, r := range all {
 		for i := range r.spec.Instructions {
 			if m := k.maps[r.spec.Instructions[i].Reference()]; m != nil {
@@ -187,12 +184,17 @@ func (k *Kernel) load(all []*replacement) error {
 				}
 			}
 		}
-		loading.Go(func() (err error) {
-			r.program, err = ebpf.NewProgram(r.spec)
-			return explain(r.spec.Name, err)
+	}
+	errs := make([]error, len(all))
+	var loading sync.WaitGroup
+	for i, r := range all {
+		loading.Go(func() {
+			program, err := ebpf.NewProgram(r.spec)
+			r.program, errs[i] = program, explain(r.spec.Name, err)
 		})
 	}
-	return loading.Wait()
+	loading.Wait()
+	return cmp.Or(errs...)
 }
 
 // attach brings a program to its place.

@@ -13,7 +13,6 @@
 package bpf
 
 import (
-	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -96,10 +95,8 @@ func (k *Kernel) sync(want routes.Routes) (changed bool, err error) {
 			_ = r.program.Close()
 		}
 	}()
-	if err := k.load(different); err != nil {
-		return false, err
-	}
-	for _, r := range different {
+	k.load(different)
+	for _, r := range different { // as many as can be, in their order: each closes a way
 		now, err := k.attach(r)
 		if err != nil {
 			return changed, explain(r.spec.Name, err)
@@ -146,8 +143,10 @@ type replacement struct {
 	spec *ebpf.ProgramSpec
 	from string
 	// link has another program there, or is nil.
-	link    link.Link
+	link link.Link
+	// program and err are what came of loading it.
 	program *ebpf.Program
+	err     error
 }
 
 // compare finds what is different, and puts into next what is there already.
@@ -175,30 +174,26 @@ func (k *Kernel) compare(specs []*ebpf.ProgramSpec, record, next state) (differe
 func (k *Kernel) pin(spec *ebpf.ProgramSpec) string { return filepath.Join(k.dir, spec.Name) }
 
 // load brings programs into the kernel, which takes long for many endpoints, and changes nothing yet.
-func (k *Kernel) load(all []*replacement) error {
+func (k *Kernel) load(all []*replacement) {
+	var loading sync.WaitGroup
 	for _, r := range all {
 		for i := range r.spec.Instructions {
 			if m := k.maps[r.spec.Instructions[i].Reference()]; m != nil {
-				if err := r.spec.Instructions[i].AssociateMap(m); err != nil {
-					return explain(r.spec.Name, err)
-				}
+				r.err = errors.Join(r.err, r.spec.Instructions[i].AssociateMap(m))
 			}
 		}
-	}
-	errs := make([]error, len(all))
-	var loading sync.WaitGroup
-	for i, r := range all {
-		loading.Go(func() {
-			program, err := ebpf.NewProgram(r.spec)
-			r.program, errs[i] = program, explain(r.spec.Name, err)
-		})
+		if r.err == nil {
+			loading.Go(func() { r.program, r.err = ebpf.NewProgram(r.spec) })
+		}
 	}
 	loading.Wait()
-	return cmp.Or(errs...)
 }
 
 // attach brings a program to its place.
 func (k *Kernel) attach(r *replacement) (now attached, err error) {
+	if r.err != nil {
+		return now, r.err
+	}
 	info, err := r.program.Info()
 	if err != nil {
 		return now, err

@@ -77,8 +77,8 @@ test-unit: ## what needs no root and no API server, within a minute
 	cd $(PLUGIN) && $(GOTEST) $(TESTFLAGS) ./...
 	cd test && $(GOTEST) -count=1 $(TESTFLAGS) $$($(TEST_PACKAGES) | grep -E '/($(TEST_UNIT))$$')
 
-# Parallel tests of a package are beside each other, because they wait more than they work, and two packages; more would
-# take longer, because what waits polls. Backwards, so that the last packages are not those that wait most. -count=1 as above.
+# Parallel tests of a package are beside each other, because they wait more than they work, and two packages, because most
+# keep more than one processor busy. Backwards, so that the last packages are not those that wait most. -count=1 as above.
 .PHONY: test
 test: test-unit test-tools ## everything, as root on Debian: real API server, real AWS clients in network namespaces
 	cd test && CGO_ENABLED=0 $(filter-out -race,$(GOTEST)) -count=1 -p 2 -parallel 8 -timeout 30m $(TESTFLAGS) $$($(TEST_PACKAGES) | grep -E '/($(TEST_PLAIN))$$')
@@ -102,6 +102,7 @@ bench: control-plane ## throughput and latency beside a bare net/http server; to
 	hack/debian-packages.sh iproute2 iptables nftables
 	cd test && go test -run '^$$' -bench . -benchtime 1x -timeout 60m -v ./bench/... ./benchrouting/... ./webhook/...
 
+AGAINST ?= $(error AGAINST is missing: the commit to compare with, as in AGAINST=HEAD~1)
 .PHONY: bench-against
 bench-against: control-plane ## throughput, as `bench`, beside the server of another commit: AGAINST=COMMIT
 	rm -rf $(BIN)/against && mkdir -p $(BIN)/against/source

@@ -15,7 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 )
 
-// overlays is the folder of what injects, and of the data path's.
+// overlays is the folder of the overlays by what injects and by the data path.
 var overlays = map[string]string{
 	"webhook, nftables": "manifests", "webhook, ebpf": "manifests/ebpf", "policy, nftables": "manifests/policy",
 }[injector+", "+dataPath]

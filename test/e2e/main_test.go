@@ -75,6 +75,9 @@ func TestMain(m *testing.M) {
 func start() error {
 	ctx, stop := context.WithTimeout(context.Background(), time.Hour)
 	defer stop()
+	if overlays == "" {
+		return fmt.Errorf("there is no overlay for IAM4KUBE_E2E_INJECTION=%s with IAM4KUBE_E2E_DATA_PATH=%s: injection by policy is tested with nftables", injector, dataPath)
+	}
 	var err error
 	if machine, err = cluster.Default(); err != nil {
 		return err

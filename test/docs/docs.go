@@ -64,3 +64,18 @@ func Blocks(t testing.TB, page, language string) []string {
 	}
 	return all
 }
+
+// Block is the page's only one with a text in it.
+func Block(t testing.TB, page, language, with string) string {
+	t.Helper()
+	var found []string
+	for _, block := range Blocks(t, page, language) {
+		if strings.Contains(block, with) {
+			found = append(found, block)
+		}
+	}
+	if len(found) != 1 {
+		t.Fatalf("docs/%s has %d blocks of %s with %q, want one", page, len(found), language, with)
+	}
+	return found[0]
+}

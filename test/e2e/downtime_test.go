@@ -20,7 +20,7 @@ const serverPods = "app.kubernetes.io/name=iam4kube-server"
 // because a drain leaves both replicas on one node, and a rolling update spreads them; and
 // because connection tracking remembers a dead node for minutes.
 func TestZeroDowntime(t *testing.T) {
-	l := startLoad(t)
+	l := startLoad(t, perPath)
 	t.Cleanup(func() { wantNoLeaks(t) })
 	for _, phase := range []struct {
 		name string

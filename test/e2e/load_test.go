@@ -26,6 +26,9 @@ import (
 // a few requests each.
 var perPath = map[path]int{nodeWide: 200, inPod: 200, withToken: 50, onHost: 50}
 
+// perPathOfUpgrade has no less by token: an upgrade is a rollout, where phases of TestZeroDowntime are more.
+var perPathOfUpgrade = map[path]int{nodeWide: 200, inPod: 200, withToken: 200, onHost: 200}
+
 // second, count and failure are what `client load` prints.
 type second struct {
 	Start    time.Time
@@ -87,15 +90,16 @@ var loaded = []path{nodeWide, inPod, withToken, onHost}
 
 // load is unmodified clients that ask through these paths, from both workers, all the time.
 type load struct {
-	pods []loadPod
+	pods    []loadPod
+	perPath map[path]int
 	// since is when the phase before ended.
 	since     time.Time
 	endpoints *history
 }
 
-func startLoad(t *testing.T) *load {
+func startLoad(t *testing.T, perPath map[path]int) *load {
 	t.Helper()
-	l := &load{endpoints: watchEndpoints(t)}
+	l := &load{perPath: perPath, endpoints: watchEndpoints(t)}
 	for i, way := range loaded {
 		ns := namespace(t, way)
 		for j, name := range []string{"role-21", "role-22"} {
@@ -227,7 +231,7 @@ func (l *load) phase(t *testing.T, do func()) *report {
 	slices.SortFunc(r.failures, func(a, b failure) int { return a.At.Compare(b.At) })
 	for _, way := range loaded {
 		requests, podSeconds := r.counts[way]["new"].Done+r.counts[way]["kept"].Done, r.seconds[way]
-		if requests != podSeconds*perPath[way]/2 {
+		if requests != podSeconds*l.perPath[way]/2 {
 			t.Errorf("%s: %d requests in %d s of two pods", way, requests, podSeconds)
 		}
 	}

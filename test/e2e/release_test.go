@@ -10,12 +10,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/iam4kube/iam4kube/test/docs"
 	"github.com/iam4kube/iam4kube/test/registry"
 )
 
@@ -42,11 +44,11 @@ func TestReleaseFromRegistry(t *testing.T) {
 	); err != nil {
 		t.Fatal(err)
 	}
-	r.Run(t, dir, "helm install iam4kube oci://"+r.Address+"/iam4kube/charts/iam4kube --version "+strings.TrimPrefix(released, "v")+
-		" --kubeconfig "+machine.InnerKubeconfig()+" --take-ownership --force-conflicts --set components='{token,service-addresses}'"+
+	chart := "oci://" + r.Address + "/iam4kube/charts/iam4kube --version " + strings.TrimPrefix(released, "v") + " --kubeconfig " + machine.InnerKubeconfig()
+	r.Run(t, dir, "helm install iam4kube "+chart+" --take-ownership --force-conflicts --set components='{token,service-addresses}'"+
 		" --set server.env.AWS_ACCESS_KEY_ID=AKIAIOSFODNN7EXAMPLE,server.env.AWS_SECRET_ACCESS_KEY=wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY")
 	t.Cleanup(func() {
-		r.Run(t, dir, "helm uninstall iam4kube --wait --kubeconfig "+machine.InnerKubeconfig())
+		r.Run(t, dir, "helm uninstall iam4kube --ignore-not-found --wait --kubeconfig "+machine.InnerKubeconfig())
 		reinstall(t)
 	})
 	settled(t)
@@ -74,6 +76,55 @@ func TestReleaseFromRegistry(t *testing.T) {
 	for i := range pods.Items {
 		wantPulled(t, pods.Items[i].Status.ContainerStatuses[0])
 	}
+	uninstallByHelm(t, func(command string) { r.Run(t, dir, command) }, chart)
+}
+
+// uninstallByHelm follows docs/operations.md with Helm in the place of kubectl's deletes, while pods of each
+// way try all ways to the node's metadata service: it opens to those that only the node covers, when the last
+// step says so, and to nobody else and not before.
+func uninstallByHelm(t *testing.T, run func(command string), chart string) {
+	t.Helper()
+	covered, injected := knockers(t, nodeWide), knockers(t, inPod)
+	all := append(slices.Clone(covered), injected...)
+	wantServed(t, all)
+	refused := always(func(k knocks) bool { return k.only("refused", "timeout") })
+
+	shell(t, ".", docs.Block(t, "operations.md", "sh", "iam4kube.io/inject-"))
+	before, last, found := strings.Cut(docs.Block(t, "operations.md", "sh", "delete deployment iam4kube-server"), "kubectl delete -k deploy")
+	if !found || strings.Count(last, "\n") != 1 {
+		t.Fatalf("the step that deletes ends with %q", last)
+	}
+	const uninstall = "helm uninstall iam4kube"
+	if !strings.Contains(docs.Text(t, "operations.md"), "`"+uninstall+"` stands for the last command of step 3") {
+		t.Fatal("docs/operations.md says something else of Helm")
+	}
+	shell(t, ".", before)
+	run(uninstall + " --kubeconfig " + machine.InnerKubeconfig())
+	eventually(t, "ip2service is gone", func() bool {
+		return mustKubectl(t, "--namespace="+own, "get", "pods", "--selector=app.kubernetes.io/name in (iam4kube-server, iam4kube-ip2service, iam4kube-webhook)", "--output=name") == ""
+	})
+	wantLeadNowhere(t)
+	untilKnocks(t, all, refused)
+	wantNoLeaks(t)
+
+	cleanup := strings.NewReplacer("iam4kube/charts/iam4kube", chart, "--values values.yaml", "").Replace(docs.Block(t, "operations.md", "sh", "helm install"))
+	waits, _, _ := strings.Cut(docs.Block(t, "operations.md", "sh", "apply -k cleanup"), "kubectl delete -k cleanup")
+	_, waits, _ = strings.Cut(waits, "kubectl apply -k cleanup\n")
+	if strings.Count(waits, "kubectl -n iam4kube wait") != 2 {
+		t.Fatalf("waits: %q", waits)
+	}
+	if leaks := leaking(t, func() {
+		run(cleanup)
+		shell(t, ".", waits)
+		run(uninstall + " --kubeconfig " + machine.InnerKubeconfig())
+		wantNothingOnNodes(t)
+		untilKnocks(t, covered, always(func(k knocks) bool { return !k.only("refused", "timeout") }))
+		// Not forced: what asks has ended when they are gone.
+		mustKubectl(t, "--namespace="+covered[0].Namespace, "delete", "pods", "--all", "--grace-period=1")
+	}); leaks == 0 {
+		t.Error("nodes' own metadata service was not opened, although it says so")
+	}
+	untilKnocks(t, injected, refused)
 	wantNoLeaks(t)
 }
 

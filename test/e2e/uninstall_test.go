@@ -29,22 +29,10 @@ func TestUninstallAndInstallAgain(t *testing.T) {
 	for _, command := range uninstallCommands(t) {
 		shell(t, ".", command)
 		if strings.Contains(command, "delete -k "+both) { // ip2service has ended, its rules have not
-			for _, node := range []string{"worker-1", "worker-2"} {
-				if rules := onNode(t, node, "nft", "list", "table", "ip", "iam4kube"); strings.Contains(rules, "dnat to") {
-					t.Errorf("%s still routes to servers that are gone:\n%s", node, rules)
-				}
-			}
+			wantLeadNowhere(t)
 		}
 	}
-	for _, node := range []string{"server-1", "server-2", "worker-1", "worker-2"} {
-		if tables := onNode(t, node, "nft", "list", "tables"); strings.Contains(tables, "iam4kube") {
-			t.Errorf("%s still has\n%s", node, tables)
-		}
-		// The folder stays where it is a container's mount.
-		if pins := onNode(t, node, "sh", "-c", "ls /sys/fs/bpf/iam4kube 2>&1 || true"); strings.Contains(pins, "iam4kube_") {
-			t.Errorf("%s still has\n%s", node, pins)
-		}
-	}
+	wantNothingOnNodes(t)
 	untilKnocks(t, injected, always(func(k knocks) bool { return k.only("refused", "timeout") }))
 	// As the documentation says. This is also what shows that covered pods are.
 	var a answer
@@ -67,6 +55,29 @@ func TestUninstallAndInstallAgain(t *testing.T) {
 		}
 	}
 	wantNoLeaks(t)
+}
+
+// wantLeadNowhere: workers' rules are there, without an endpoint.
+func wantLeadNowhere(t *testing.T) {
+	t.Helper()
+	for _, node := range []string{"worker-1", "worker-2"} {
+		if rules := onNode(t, node, "nft", "list", "table", "ip", "iam4kube"); strings.Contains(rules, "dnat to") {
+			t.Errorf("%s still routes to servers that are gone:\n%s", node, rules)
+		}
+	}
+}
+
+func wantNothingOnNodes(t *testing.T) {
+	t.Helper()
+	for _, node := range []string{"server-1", "server-2", "worker-1", "worker-2"} {
+		if tables := onNode(t, node, "nft", "list", "tables"); strings.Contains(tables, "iam4kube") {
+			t.Errorf("%s still has\n%s", node, tables)
+		}
+		// The folder stays where it is a container's mount.
+		if pins := onNode(t, node, "sh", "-c", "ls /sys/fs/bpf/iam4kube 2>&1 || true"); strings.Contains(pins, "iam4kube_") {
+			t.Errorf("%s still has\n%s", node, pins)
+		}
+	}
 }
 
 // uninstallCommands are what the user reads, with the overlays of the tests, which have the

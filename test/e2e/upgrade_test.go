@@ -29,7 +29,7 @@ func TestUpgrade(t *testing.T) {
 	}
 	u := newUser(t)
 	u.installLast(t)
-	l := startLoad(t)
+	l := startLoad(t, perPathOfUpgrade)
 	t.Cleanup(func() { wantNoLeaks(t) })
 	ns := namespace(t, inPod)
 	first := u.injected(t, ns, "role-01", lastTag)
@@ -37,7 +37,7 @@ func TestUpgrade(t *testing.T) {
 
 	l.phase(t, func() {
 		u.checkOut(t, tag, lastTag)
-		u.follow(t, u.block(t, "sh", "rollout resume deployment/iam4kube-webhook"), func() {
+		u.follow(t, docs.Block(t, "operations.md", "sh", "rollout resume deployment/iam4kube-webhook"), func() {
 			wantVersions(t, map[string]string{"server": tag, "ip2service": tag, "webhook": lastTag})
 			u.injected(t, ns, "role-02", lastTag)
 			wantServedBy(t, first)
@@ -53,11 +53,11 @@ func TestUpgrade(t *testing.T) {
 	u.wantListed(t, first)
 
 	l.phase(t, func() {
-		u.follow(t, u.block(t, "sh", "rollout undo"), nil)
+		u.follow(t, docs.Block(t, "operations.md", "sh", "rollout undo"), nil)
 		wantVersions(t, map[string]string{"server": tag, "ip2service": tag, "webhook": lastTag})
 		u.injected(t, ns, "role-04", lastTag)
 		u.checkOut(t, lastTag, tag)
-		u.follow(t, u.block(t, "sh", "# the old version"), nil)
+		u.follow(t, docs.Block(t, "operations.md", "sh", "# the old version"), nil)
 		settled(t)
 	}).wantNone(t)
 	wantVersions(t, map[string]string{"server": lastTag, "ip2service": lastTag, "webhook": lastTag})
@@ -96,26 +96,11 @@ func newUser(t *testing.T) *user {
 	return u
 }
 
-// block is the guide's only one with a text in it.
-func (u *user) block(t *testing.T, language, with string) string {
-	t.Helper()
-	var found []string
-	for _, block := range docs.Blocks(t, "operations.md", language) {
-		if strings.Contains(block, with) {
-			found = append(found, block)
-		}
-	}
-	if len(found) != 1 {
-		t.Fatalf("docs/operations.md has %d blocks of %s with %q, want one", len(found), language, with)
-	}
-	return found[0]
-}
-
 // checkOut puts the clone and the overlay's images at a version. The init image of the other one is
 // admitted, too, if there is one.
 func (u *user) checkOut(t *testing.T, version, other string) {
 	t.Helper()
-	overlay := u.block(t, "yaml", "name: iam4kube-net-admin")
+	overlay := docs.Block(t, "operations.md", "yaml", "name: iam4kube-net-admin")
 	if other == "" {
 		overlay, _, _ = strings.Cut(overlay, "patches:\n")
 	}
@@ -228,7 +213,7 @@ func wantChangeable(t *testing.T, pods ...*corev1.Pod) {
 func (u *user) wantListed(t *testing.T, pod *corev1.Pod) {
 	t.Helper()
 	want := "ip2service-init:" + lastTag + "\t" + pod.Namespace + "\t" + pod.Name + "\n"
-	if list := shell(t, u.dir, u.block(t, "sh", "[.image, $pod.metadata.namespace")); !strings.Contains(list, want) {
+	if list := shell(t, u.dir, docs.Block(t, "operations.md", "sh", "[.image, $pod.metadata.namespace")); !strings.Contains(list, want) {
 		t.Errorf("%q is not in\n%s", want, list)
 	}
 }

@@ -10,18 +10,20 @@ import (
 	"github.com/iam4kube/iam4kube/internal/server/sts"
 )
 
-// answer is a response that is not written yet.
+// answer is a response that is not written yet. It is held several times on the stack of a request that waits: its size counts.
 type answer struct {
-	status int
-	body   []byte
+	status int16
 	// json is the body's Content-Type, which else is text/plain.
 	json bool
 	// retry sets Retry-After.
 	retry bool
+	body  []byte
 	// failure says what to tell on the pod and in the log, and refusal what to tell in the
 	// log alone; nil if nothing.
 	failure *failure
 	refusal *refusal
+	// note is called when the client has the answer, unless it is nil.
+	note func()
 }
 
 // failure is an answer that a user has to learn of.
@@ -42,7 +44,7 @@ func refuse(status int, body string, kind refusalKind, value string) answer {
 }
 
 func text(status int, body string) answer {
-	return answer{status: status, body: []byte(body)}
+	return answer{status: int16(status), body: []byte(body)}
 }
 
 // failed answers with a diagnosis.

@@ -46,7 +46,7 @@ func (s *Server) auditRefused(claim identity.Claim, a answer) {
 		return
 	}
 	r := s.record(audit.Refused, claim)
-	r.Kind, r.Status, r.Cause = string(a.refusal.kind), a.status, string(a.body)
+	r.Kind, r.Status, r.Cause = string(a.refusal.kind), int(a.status), string(a.body)
 	if a.refusal.value != "" {
 		r.Value = quoted(a.refusal.value)
 	}

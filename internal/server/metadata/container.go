@@ -51,8 +51,7 @@ func (s *Server) containerCredentials(ctx context.Context, claim identity.Claim,
 
 func (s *Server) containerView(claim identity.Claim) view {
 	return s.viewCredentials(claim, "", true, func(c identity.Caller, issued *credentials.Issued) answer {
-		s.served(c, issued, protocolContainer)
-		return answer{status: http.StatusOK, json: true, body: issued.Document(credentials.FormContainer, func(cr *sts.Credentials) []byte {
+		return answer{status: http.StatusOK, json: true, note: s.served(c, issued, protocolContainer), body: issued.Document(credentials.FormContainer, func(cr *sts.Credentials) []byte {
 			return containerDocument(cr, c.Role)
 		})}
 	}, denied)
@@ -107,7 +106,7 @@ func (a answer) asContainerError() answer {
 	body, err := json.Marshal(struct {
 		Code    string `json:"code"`
 		Message string `json:"message"`
-	}{cmp.Or(code, strings.ToLower(strings.ReplaceAll(http.StatusText(a.status), " ", "-"))), string(a.body)})
+	}{cmp.Or(code, strings.ToLower(strings.ReplaceAll(http.StatusText(int(a.status)), " ", "-"))), string(a.body)})
 	if err != nil {
 		panic(err) // strings always marshal
 	}

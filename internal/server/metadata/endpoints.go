@@ -133,8 +133,7 @@ func (s *Server) roleView(claim identity.Claim) view {
 
 func (s *Server) credentialsView(claim identity.Claim, t target) view {
 	return s.viewCredentials(claim, t.role, true, func(c identity.Caller, issued *credentials.Issued) answer {
-		s.served(c, issued, t.protocol)
-		return answer{status: http.StatusOK, body: issued.Document(credentials.FormMetadata, credentialsDocument)}
+		return answer{status: http.StatusOK, note: s.served(c, issued, t.protocol), body: issued.Document(credentials.FormMetadata, credentialsDocument)}
 	}, deniedAsEC2)
 }
 

@@ -45,7 +45,7 @@ func (s *Server) tellRefused(r *http.Request, a answer) {
 		return
 	}
 	fields := []zap.Field{
-		zap.Stringer(logging.SourceIP, claim.Address), zap.Int(logging.Status, a.status), zap.String(logging.Kind, string(a.refusal.kind)),
+		zap.Stringer(logging.SourceIP, claim.Address), zap.Int(logging.Status, int(a.status)), zap.String(logging.Kind, string(a.refusal.kind)),
 		zap.ByteString(logging.Cause, a.body), zap.Int(logging.Suppressed, suppressed),
 	}
 	if a.refusal.value != "" {
@@ -57,7 +57,7 @@ func (s *Server) tellRefused(r *http.Request, a answer) {
 // tell reports a failed request in the log and on the pod.
 func (s *Server) tell(a *answer) {
 	c, d := a.failure.caller, a.failure.diagnosis
-	s.auditDenied(c, d, a.status)
+	s.auditDenied(c, d, int(a.status))
 	pods := c.Claimants
 	if c.Pod != nil {
 		pods = []*identity.Pod{c.Pod}
@@ -74,7 +74,7 @@ func (s *Server) tell(a *answer) {
 		what = zap.String(logging.Refusal, string(d.Refusal))
 	}
 	fields := []zap.Field{
-		zap.Stringer(logging.SourceIP, c.Claim.Address), zap.Int(logging.Status, a.status), what,
+		zap.Stringer(logging.SourceIP, c.Claim.Address), zap.Int(logging.Status, int(a.status)), what,
 		zap.String(logging.Reason, string(d.Reason)), zap.String(logging.Cause, d.Text), zap.Int(logging.Suppressed, suppressed),
 	}
 	s.cfg.Log.Warn("could not serve a request", append(fields, ofPod(c.Pod)...)...)

@@ -113,12 +113,16 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if a.json {
 		header["Content-Type"] = headerJSON
 	}
-	if len(a.body) > netHTTPBuffer {
+	if len(a.body) > netHTTPBuffer || a.note != nil {
 		header["Content-Length"] = []string{strconv.Itoa(len(a.body))}
 	}
-	w.WriteHeader(a.status)
+	w.WriteHeader(int(a.status))
 	_, _ = w.Write(a.body) // the client's connection, the client's loss
-	s.metrics.request(t.endpoint, a.status, time.Since(start))
+	s.metrics.request(t.endpoint, int(a.status), time.Since(start))
+	if a.note != nil {
+		_ = http.NewResponseController(w).Flush() // as above
+		a.note()
+	}
 	if a.refusal != nil {
 		s.tellRefused(r, a)
 	}
@@ -293,21 +297,28 @@ func (v view) end(deadline time.Time) time.Time {
 	return deadline
 }
 
-// served notes who got which credentials: one log line for each pod and
-// generation, by which CloudTrail can be traced back to the pod, and one event for
-// each pod and role.
-func (s *Server) served(c identity.Caller, issued *credentials.Issued, protocol string) {
+// served returns what notes who got which credentials, nil if that was noted before: one log
+// line for each pod and generation, by which CloudTrail can be traced back to the pod, and one
+// event for each pod and role. Its client does not wait for either. The audit log has its
+// record before.
+func (s *Server) served(c identity.Caller, issued *credentials.Issued, protocol string) (note func()) {
 	last := c.Pod.Life.Served.Load()
 	if last != nil && *last == issued.AccessKeyID {
-		return
+		return nil
 	}
 	id := issued.AccessKeyID // its own, because the pod may outlive the credentials
 	if !c.Pod.Life.Served.CompareAndSwap(last, &id) {
-		return // another request of the same pod notes it
+		return nil // another request of the same pod notes it
 	}
-	s.cfg.Log.Info("handed out credentials", append(logging.Role(c.Pod.Namespace, c.Pod.ServiceAccount, c.Role.ARN, c.Role.SessionName),
-		zap.String(logging.Pod, c.Pod.Name), zap.String(logging.UID, string(c.Pod.UID)),
-		zap.String(logging.AccessKeyID, issued.AccessKeyID), zap.Time(logging.Expiration, issued.Expiration), zap.String(logging.Proof, c.Proof()))...)
-	s.cfg.Events.Record(c.Pod, c.Subject().Served()) // which is news once for each role
+	return s.firstServed(c, issued, protocol)
+}
+
+func (s *Server) firstServed(c identity.Caller, issued *credentials.Issued, protocol string) (note func()) {
 	s.auditServed(c, issued, protocol)
+	return func() {
+		s.cfg.Log.Info("handed out credentials", append(logging.Role(c.Pod.Namespace, c.Pod.ServiceAccount, c.Role.ARN, c.Role.SessionName),
+			zap.String(logging.Pod, c.Pod.Name), zap.String(logging.UID, string(c.Pod.UID)),
+			zap.String(logging.AccessKeyID, issued.AccessKeyID), zap.Time(logging.Expiration, issued.Expiration), zap.String(logging.Proof, c.Proof()))...)
+		s.cfg.Events.Record(c.Pod, c.Subject().Served()) // which is news once for each role
+	}
 }

@@ -53,7 +53,8 @@ type filter struct {
 // outcomes are all that a packet may have: a rule for one packet in so many may match or
 // not.
 func (f *filter) outcomes(p packet, fromHost bool) (all []outcome) {
-	if f.untracked[p.destination] {
+	// notrack comes before the translation of a connection that is open.
+	if sent := cmp.Or(p.original, p.destination); f.untracked[sent] {
 		p.fresh, p.original = false, netip.Addr{}
 	}
 	states := []state{{packet: p}}

@@ -112,7 +112,7 @@ bench-against: control-plane ## throughput, as `bench`, beside the server of ano
 
 .PHONY: bench-scale
 bench-scale: control-plane ## memory and time to sync with 50,000 pods and 5,000 ServiceAccounts
-	cd test && go test -run '^$$' -bench . -benchtime 1x -timeout 60m -v ./benchscale/...
+	cd test && go test -run '^$$' -bench . -benchtime 1x -timeout 60m -v ./benchscale $(TESTFLAGS)
 
 ##@ Cluster
 .PHONY: demo

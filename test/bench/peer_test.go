@@ -2,19 +2,15 @@ package bench
 
 import (
 	"bufio"
-	"bytes"
-	"fmt"
 	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/iam4kube/iam4kube/test/environment"
 )
@@ -131,26 +127,4 @@ func newToken(b *testing.B, server *environment.Server, from netip.Addr) string 
 		b.Fatalf("token: %s %s", response.Status, token)
 	}
 	return token
-}
-
-// processorTime is what the process has used so far, of which the kernel keeps account in
-// hundredths of a second.
-func processorTime(b *testing.B, pid int) time.Duration {
-	b.Helper()
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		b.Fatal(err)
-	}
-	// The name of the program, in parentheses, may hold anything; user and system time
-	// are fields 14 and 15 of proc_pid_stat(5).
-	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-	var ticks int
-	for _, field := range fields[11:13] {
-		n, err := strconv.Atoi(field)
-		if err != nil {
-			b.Fatal(err)
-		}
-		ticks += n
-	}
-	return time.Duration(ticks) * 10 * time.Millisecond
 }

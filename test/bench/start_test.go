@@ -40,7 +40,7 @@ func BenchmarkStart(b *testing.B) {
 	server.WaitReady(b)
 	awaitCredentials(b, server)
 
-	begin, before := time.Now(), processorTime(b, process.Pid)
+	begin, before := time.Now(), environment.ProcessorTime(b, process.Pid)
 	var group errgroup.Group
 	group.SetLimit(16) // the API server is the limit
 	for _, p := range pods {
@@ -55,7 +55,7 @@ func BenchmarkStart(b *testing.B) {
 	if err := group.Wait(); err != nil {
 		b.Fatal(err)
 	}
-	results := []startResult{newStartResult(b, "each when it has its token", pods, time.Since(begin), processorTime(b, process.Pid)-before)}
+	results := []startResult{newStartResult(b, "each when it has its token", pods, time.Since(begin), environment.ProcessorTime(b, process.Pid)-before)}
 
 	for _, p := range pods {
 		group.Go(func() error { return p.requestToken(b.Context()) })
@@ -71,10 +71,10 @@ func BenchmarkStart(b *testing.B) {
 			p.attempt(b.Context(), server.Address)
 		})
 	}
-	begin, before = time.Now(), processorTime(b, process.Pid)
+	begin, before = time.Now(), environment.ProcessorTime(b, process.Pid)
 	close(gate)
 	all.Wait()
-	results = append(results, newStartResult(b, "all at once, with new tokens", pods, time.Since(begin), processorTime(b, process.Pid)-before))
+	results = append(results, newStartResult(b, "all at once, with new tokens", pods, time.Since(begin), environment.ProcessorTime(b, process.Pid)-before))
 	reportStart(results)
 	b.ReportMetric(0, "ns/op")
 }

@@ -203,13 +203,13 @@ func (s *scenario) pods(p *peer) []*pod {
 func (s *scenario) saturate(b *testing.B, p *peer) {
 	b.Helper()
 	var answered atomic.Int64
-	before, start := processorTime(b, p.pid), time.Now()
+	before, start := environment.ProcessorTime(b, p.pid), time.Now()
 	err := s.each(b, p, func(_ int, client *pod) error {
 		n, err := client.saturate(b.Context(), p.address, start.Add(saturation), s.reconnect)
 		answered.Add(int64(n))
 		return err
 	})
-	took, used, n := time.Since(start), processorTime(b, p.pid)-before, float64(answered.Load())
+	took, used, n := time.Since(start), environment.ProcessorTime(b, p.pid)-before, float64(answered.Load())
 	if err != nil {
 		b.Fatal(err)
 	}

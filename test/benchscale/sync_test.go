@@ -3,8 +3,6 @@ package benchscale
 import (
 	"errors"
 	"fmt"
-	"net/http"
-	"net/netip"
 	"os"
 	"strconv"
 	"strings"
@@ -14,13 +12,31 @@ import (
 	"github.com/iam4kube/iam4kube/test/environment"
 )
 
+const (
+	// syncRate is how fast roles are fetched, a second: no credentials are waited for.
+	syncRate = 2000
+	// idle connections are measured together.
+	idle = 8000
+	// requests go a second, of pacedPods, while everything is listed again.
+	requests, pacedPods = 500, 20
+	quietFor            = 10 * time.Second
+)
+
 // measureSync measures a server from its start to its first full lists, while it gets its
-// roles' credentials, and while it lists everything again.
-func measureSync(b *testing.B, r *results, lists string, from netip.Addr) {
+// roles' credentials, serves every pod, and lists everything again under requests.
+func measureSync(b *testing.B, r *results, lists string, pods []pod) {
 	b.Helper()
 	fmt.Fprintf(os.Stderr, "scale: %s: start\n", lists)
 	start := time.Now()
-	server, process := env.StartReleased(b, "--log-level", "info", "--sts-rate-limit", "1000", "--sts-rate-burst", "20")
+	server, process := env.StartReleased(b, "--log-level", "info", "--drain", "0s", "--sts-rate-limit", strconv.Itoa(syncRate), "--sts-rate-burst", "20")
+	answered := make(chan error, 1)
+	go func() {
+		err := errors.New("never asked")
+		for err != nil && time.Since(start) < time.Minute {
+			err = pods[len(pods)-1].ask(b.Context(), server.Address)
+		}
+		answered <- err
+	}()
 	synced := time.Duration(0)
 	environment.Eventually(b, 2*time.Minute, func() error {
 		_, body := server.Readyz(b)
@@ -31,17 +47,26 @@ func measureSync(b *testing.B, r *results, lists string, from netip.Addr) {
 		return nil
 	})
 	r.add(b, process.Pid, lists+": start to synced", synced, mostSync)
+	if err := <-answered; err != nil {
+		b.Fatal(err)
+	}
+	r.add(b, process.Pid, "  first answer", time.Since(start), mostFirst)
 	server.WaitReady(b)
-	r.add(b, process.Pid, "  all roles fetched at 1000/s", time.Since(start), 0)
-	checkServes(b, server, from)
+	r.add(b, process.Pid, fmt.Sprintf("  all roles fetched at %d/s", syncRate), time.Since(start), 0)
+	serve(b, server, pods)
+	r.add(b, process.Pid, "  every pod served once", time.Since(start), 0)
 
 	fmt.Fprintf(os.Stderr, "scale: %s: all watches expire\n", lists)
 	resetPeak(b, process.Pid)
+	p := pace(b, server, pods[:pacedPods], requests)
+	<-time.After(quietFor)
+	quiet := p.p99(b)
+	p = pace(b, server, pods[:pacedPods], requests)
 	gone := time.Now()
 	if err := env.ExpireWatches(b.Context()); err != nil {
 		b.Fatal(err)
 	}
-	listed := func() error {
+	environment.Eventually(b, 2*time.Minute, func() error {
 		for _, resource := range []string{"pods", "serviceaccounts", "nodes", "secrets"} {
 			heard := server.Metric(b, "iam4kube_watch_last_event_timestamp_seconds", "resource", resource)
 			if heard < float64(gone.UnixNano())/1e9 {
@@ -49,24 +74,16 @@ func measureSync(b *testing.B, r *results, lists string, from netip.Addr) {
 			}
 		}
 		return nil
-	}
-	environment.Eventually(b, 2*time.Minute, listed)
+	})
+	r.relists = append(r.relists, relist{lists, quiet, p.p99(b)})
 	r.add(b, process.Pid, "  API server restarted, all listed again", time.Since(gone), 0)
-	checkServes(b, server, from)
+	serve(b, server, pods[len(pods)-100:])
+
+	before := memory(b, process.Pid, "VmRSS")
+	keep(b, server, pods[:idle])
+	r.idle = append(r.idle, (memory(b, process.Pid, "VmRSS")-before)*1024/idle)
 	if err := server.Stop(); err != nil {
 		b.Fatal(err)
-	}
-}
-
-func checkServes(b *testing.B, server *environment.Server, from netip.Addr) {
-	b.Helper()
-	const path = "/latest/meta-data/iam/security-credentials/"
-	status, name := server.Get(b, from, path)
-	if status != http.StatusOK {
-		b.Fatalf("%s: %d %s", from, status, name)
-	}
-	if status, body := server.Get(b, from, path+name); status != http.StatusOK {
-		b.Fatalf("%s: %d %s", from, status, body)
 	}
 }
 

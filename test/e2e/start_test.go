@@ -156,8 +156,9 @@ type podStart struct {
 // each worker, the kinds by turns.
 func TestStartOfInjectedPods(t *testing.T) {
 	watched := map[string]*tasks{"worker-1": watchTasks(t, "worker-1"), "worker-2": watchTasks(t, "worker-2")}
-	plain, injected := namespace(t, nodeWide), namespace(t, inPod)
+	plain, injected, tokens := namespace(t, nodeWide), namespace(t, inPod), namespace(t, withToken)
 	role(t, plain, "role-10")
+	role(t, tokens, "role-10")
 	role(t, injected, "role-10")
 	serviceAccount(t, injected, "nobody")
 	role(t, injected, "others")
@@ -165,8 +166,9 @@ func TestStartOfInjectedPods(t *testing.T) {
 	without := &podStart{name: "not injected", namespace: plain, account: "role-10", rounds: 6}
 	with := &podStart{name: "injected", namespace: injected, account: "role-10", init: ours, rounds: 6}
 	nothing := &podStart{name: "an init container that does nothing", namespace: plain, account: "role-10", prepare: doNothingFirst, init: "first", rounds: 6}
+	token := &podStart{name: "a token alone", namespace: tokens, account: "role-10", rounds: 6}
 	kinds := []*podStart{
-		without, with, nothing,
+		without, token, with, nothing,
 		{name: "injected, no role", namespace: injected, account: "nobody", init: ours, rounds: 2},
 		{name: "injected, role denied", namespace: injected, account: "others", init: ours, rounds: 2},
 	}
@@ -190,6 +192,10 @@ func TestStartOfInjectedPods(t *testing.T) {
 	more := with.whole.at(0.5) - nothing.whole.at(0.5)
 	t.Logf("by the median, injection adds %s, which is %s more than an init container that does nothing",
 		(with.whole.at(0.5) - without.whole.at(0.5)).Round(time.Millisecond), more.Round(time.Millisecond))
+	t.Logf("a token alone takes %.3f times as long as nothing", token.whole.at(0.5).Seconds()/without.whole.at(0.5).Seconds())
+	if more := token.whole.at(0.5) - without.whole.at(0.5); more > time.Second/2 {
+		t.Errorf("a token adds %s, want half a second at most", more)
+	}
 	// What any init container adds is kubelet's, which may see its end a second late.
 	if more > time.Second {
 		t.Errorf("injection adds %s more than an init container that does nothing, want less than a second", more)

@@ -65,6 +65,26 @@ func (p *program) unless(a netip.Addr, fieldsOf6 bool, from asm.Register, offset
 	}
 }
 
+// read gets the words at an offset from a register into R1 and those that follow, for differs:
+// the kernel makes several instructions of a read from its structures, and moves all behind
+// them each time.
+func (p *program) read(fieldsOf6 bool, from asm.Register, offset int16) {
+	count := 1
+	if fieldsOf6 {
+		count = 4
+	}
+	for i := range count {
+		p.add(asm.LoadMem(asm.R1+asm.Register(i), from, offset+int16(4*i), asm.Word))
+	}
+}
+
+// differs jumps if the words that were read are not those of the address.
+func (p *program) differs(a netip.Addr, fieldsOf6 bool, label string) {
+	for i, w := range words(a, fieldsOf6) {
+		p.add(asm.JNE.Imm32(asm.R1+asm.Register(i), w, label))
+	}
+}
+
 // marks gets what is known of the socket in R2 into R0, a pointer to 32 bits or null. With
 // create it is made.
 func (p *program) marks(create bool) {

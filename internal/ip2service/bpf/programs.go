@@ -224,12 +224,18 @@ func (w writer) lead(p *program, family routes.Family, fieldsOf6 bool, offset in
 			p.add(asm.JNE.Imm(asm.R0, int32(i), fmt.Sprintf("endpoint-%s-%d", of, i+1)))
 		}
 		for j, word := range words(e.Addr(), fieldsOf6) {
-			p.add(asm.Mov.Imm32(asm.R1, word), asm.StoreMem(asm.R6, offset+int16(4*j), asm.R1, asm.Word))
+			p.add(asm.Mov.Imm32(asm.R1+asm.Register(j), word))
 		}
-		p.add(asm.Mov.Imm32(asm.R1, network16(e.Port())), asm.StoreMem(asm.R6, addrPort, asm.R1, asm.Word))
+		p.add(asm.Mov.Imm32(asm.R5, network16(e.Port())))
 		p.jump("led-" + of)
 	}
+	// Once and not at each endpoint: the kernel makes several instructions of a write to the
+	// context, and moves all behind them each time.
 	p.at("led-" + of)
+	for j := range words(endpoints[0].Addr(), fieldsOf6) {
+		p.add(asm.StoreMem(asm.R6, offset+int16(4*j), asm.R1+asm.Register(j), asm.Word))
+	}
+	p.add(asm.StoreMem(asm.R6, addrPort, asm.R5, asm.Word))
 	p.count(counter(family, false), "counted-led-"+of)
 	p.jump("pass")
 }
@@ -288,7 +294,7 @@ func (w writer) packet(p *program, family routes.Family, offset, size int32) {
 		next := fmt.Sprintf("other-than-%s-%d", family, i)
 		p.unless(a, fieldsOf6, asm.RFP, destination, next)
 		if !slices.Contains(w.routes.Host, a) {
-			w.passHostPacket(p, drop)
+			w.passHostPacket(p, fmt.Sprintf("not-of-host-%s-%d", family, i))
 		}
 		if w.dns(a) || !w.routes.Bypassed {
 			p.transport(family, drop)
@@ -316,16 +322,18 @@ func (p *program) load(to int32, fails string) {
 		asm.JNE.Imm(asm.R0, 0, fails))
 }
 
-// passHostPacket is passHost for a packet. Its program may have to go by the socket.
-func (w writer) passHostPacket(p *program, drop string) {
+// passHostPacket is passHost for a packet. Its program may have to go by the socket: one that
+// is older than the programs, which nobody has marked, is taken for a pod's.
+func (w writer) passHostPacket(p *program, ofPod string) {
 	if w.skbCookie {
 		w.passHost(p)
 		return
 	}
-	p.add(asm.LoadMem(asm.R1, asm.R6, skbSocket, asm.DWord), asm.JEq.Imm(asm.R1, 0, drop),
-		asm.FnSkFullsock.Call(), asm.JEq.Imm(asm.R0, 0, drop), asm.Mov.Reg(asm.R2, asm.R0))
+	p.add(asm.LoadMem(asm.R1, asm.R6, skbSocket, asm.DWord), asm.JEq.Imm(asm.R1, 0, ofPod),
+		asm.FnSkFullsock.Call(), asm.JEq.Imm(asm.R0, 0, ofPod), asm.Mov.Reg(asm.R2, asm.R0))
 	p.marks(false)
-	p.add(asm.JEq.Imm(asm.R0, 0, drop), asm.LoadMem(asm.R1, asm.R0, 0, asm.Word), asm.And.Imm(asm.R1, ofHost), asm.JNE.Imm(asm.R1, 0, "pass"))
+	p.add(asm.JEq.Imm(asm.R0, 0, ofPod), asm.LoadMem(asm.R1, asm.R0, 0, asm.Word), asm.And.Imm(asm.R1, ofHost), asm.JNE.Imm(asm.R1, 0, "pass"))
+	p.at(ofPod)
 }
 
 // transport gets a packet's protocol into R8 and the offset of that one's header into R9.
@@ -381,6 +389,7 @@ func (w writer) sourceOfEndpoint(p *program, family routes.Family, label string)
 	if family == routes.IPv6 {
 		offset = sockSource6
 	}
+	p.read(family == routes.IPv6, asm.R7, offset)
 	var last netip.Addr
 	for i, e := range w.routes.Of(family).Live { // sorted, so an address with two ports is once in a row
 		if e.Addr() == last {
@@ -388,7 +397,7 @@ func (w writer) sourceOfEndpoint(p *program, family routes.Family, label string)
 		}
 		last = e.Addr()
 		next := fmt.Sprintf("not-from-%s-%d", family, i)
-		p.unless(last, family == routes.IPv6, asm.R7, offset, next)
+		p.differs(last, family == routes.IPv6, next)
 		p.jump(label)
 		p.at(next)
 	}
@@ -400,11 +409,13 @@ func (w writer) live(p *program, family routes.Family, label string) {
 	if family == routes.IPv6 {
 		offset = sockDestination6
 	}
+	p.read(family == routes.IPv6, asm.R7, offset)
+	// All 32 bits, because kernels before Linux 5.18 have them in one piece.
+	p.add(asm.LoadMem(asm.R5, asm.R7, sockPort, asm.Word), asm.And.Imm(asm.R5, 0xffff))
 	for i, e := range w.routes.Of(family).Live {
 		next := fmt.Sprintf("not-to-%s-%d", family, i)
-		p.unless(e.Addr(), family == routes.IPv6, asm.R7, offset, next)
-		// All 32 bits, because kernels before Linux 5.18 have them in one piece.
-		p.add(asm.LoadMem(asm.R1, asm.R7, sockPort, asm.Word), asm.And.Imm(asm.R1, 0xffff), asm.JEq.Imm32(asm.R1, network16(e.Port()), label))
+		p.differs(e.Addr(), family == routes.IPv6, next)
+		p.add(asm.JEq.Imm32(asm.R5, network16(e.Port()), label))
 		p.at(next)
 	}
 }

@@ -45,7 +45,7 @@ func TestNothingKeptGrowsWithItsSender(t *testing.T) {
 	hub := waiting.NewHub(1, 1)
 	cache := credentials.New(nil, hub, registry, zap.NewNop())
 	index := identity.New(identity.Config{Hub: hub, Roles: cache, Observer: podevents.New(client.CoreV1(), registry, zap.NewNop()), Sessions: role.Sessions{Duration: time.Hour}, Registry: registry})
-	pods, accounts, nodes := index.Pods(client), index.ServiceAccounts(metadata), index.Nodes(client)
+	pods, accounts, nodes := index.Pods(client.CoreV1()), index.ServiceAccounts(metadata), index.Nodes(client)
 
 	long := strings.Repeat("a", senderBytes)
 	const arn = "arn:aws:iam::123456789012:role/app"

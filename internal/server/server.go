@@ -34,6 +34,7 @@ import (
 	"github.com/iam4kube/iam4kube/internal/server/podevents"
 	"github.com/iam4kube/iam4kube/internal/server/podtoken"
 	"github.com/iam4kube/iam4kube/internal/server/role"
+	"github.com/iam4kube/iam4kube/internal/server/sparsepods"
 	"github.com/iam4kube/iam4kube/internal/server/sts"
 	"github.com/iam4kube/iam4kube/internal/server/waiting"
 )
@@ -122,6 +123,10 @@ func (s *server) build(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("make a client for the API server: %w", err)
 	}
+	pods, err := sparsepods.New(config, httpClient, identity.PodAnnotations...)
+	if err != nil {
+		return err
+	}
 	metadataClient, err := k8smetadata.NewForConfigAndClient(k8smetadata.ConfigFor(config), httpClient)
 	if err != nil {
 		return fmt.Errorf("make a client for the API server: %w", err)
@@ -157,7 +162,7 @@ func (s *server) build(ctx context.Context) error {
 		Registry: s.registry, Log: s.log, Audit: records,
 	})
 	s.runs = []func(context.Context) error{
-		kube.Follow(s.watches, s.index.Pods(client)),
+		kube.Follow(s.watches, s.index.Pods(pods)),
 		kube.Follow(s.watches, s.index.ServiceAccounts(metadataClient)),
 		kube.Follow(s.watches, s.index.Nodes(client)),
 		kube.Follow(s.watches, s.index.Namespaces(metadataClient)),

@@ -69,6 +69,9 @@ func (p *Pod) same(o *Pod) bool {
 		slices.Equal(p.Addresses, o.Addresses) && slices.Equal(p.HostAddresses, o.HostAddresses)
 }
 
+// PodAnnotations are those of pods that are looked at.
+var PodAnnotations = []string{corev1.MirrorPodAnnotationKey, role.PodAnnotation}
+
 // keepPod reduces a Pod of the API to what is used here.
 func keepPod(p *corev1.Pod) *Pod {
 	account := p.Spec.ServiceAccountName

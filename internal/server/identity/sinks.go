@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/metadata"
 
 	"github.com/iam4kube/iam4kube/internal/kube"
@@ -19,12 +20,12 @@ import (
 // Pods follows the pods of the cluster. Pods that have ended are left out by the
 // API server; hostNetwork pods are not, because they too tell which addresses are
 // nodes'.
-func (x *Index) Pods(client kubernetes.Interface) kube.Resource[*corev1.Pod, *Pod] {
+func (x *Index) Pods(client corev1client.PodsGetter) kube.Resource[*corev1.Pod, *Pod] {
 	running := fields.AndSelectors(
 		fields.OneTermNotEqualSelector("status.phase", string(corev1.PodSucceeded)),
 		fields.OneTermNotEqualSelector("status.phase", string(corev1.PodFailed)),
 	).String()
-	pods := client.CoreV1().Pods(metav1.NamespaceAll)
+	pods := client.Pods(metav1.NamespaceAll)
 	return kube.Resource[*corev1.Pod, *Pod]{
 		Name:     "pods",
 		Selector: func(o *metav1.ListOptions) { o.FieldSelector = running },

@@ -72,7 +72,7 @@ func newServer(t testing.TB, maxWait time.Duration) *Server {
 	accounts.Sink.Set(accounts.Keep(&metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{
 		Namespace: "default", Name: "app", Annotations: map[string]string{role.AnnotationARN: "arn:aws:iam::123456789012:role/team/" + roleName},
 	}}))
-	pods := index.Pods(client)
+	pods := index.Pods(client.CoreV1())
 	pods.Sink.Set(pods.Keep(&corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "app-0", UID: types.UID("1")},
 		Spec:       corev1.PodSpec{ServiceAccountName: "app"},

@@ -131,7 +131,7 @@ func newEdgeOver(t *testing.T, held *heldSTS, maxWait time.Duration, hub *waitin
 	for _, name := range []string{"ns", "other", "others"} {
 		namespaces.Sink.Set(namespaces.Keep(&metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Name: name}}))
 	}
-	pods, accounts := index.Pods(client), index.ServiceAccounts(metadataClient)
+	pods, accounts := index.Pods(client.CoreV1()), index.ServiceAccounts(metadataClient)
 	return &edge{
 		Server: New(Config{
 			Identity: index, Credentials: cache, Tokens: imdstoken.NewKeys(client.CoreV1().Secrets("x"), registry, log),

@@ -38,7 +38,7 @@ func New(config *rest.Config, client *http.Client, annotations ...string) (corev
 	}
 	c, err := rest.RESTClientForConfigAndClient(config, client)
 	if err != nil {
-		return nil, fmt.Errorf("make a client for the API server's pods: %w", err)
+		return nil, fmt.Errorf("make a client for the API server: %w", err)
 	}
 	return corev1client.New(c), nil
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
 
 	"github.com/iam4kube/iam4kube/test/netns"
@@ -42,6 +43,9 @@ func loadCilium(t *testing.T) *cilium {
 	}
 	// The agent's default: a Service without endpoints is unreachable.
 	if err := spec.Variables["__config_enable_no_service_endpoints_routable"].Set(true); err != nil {
+		t.Fatal(err)
+	}
+	if err := rlimit.RemoveMemlock(); err != nil { // before Linux 5.11
 		t.Fatal(err)
 	}
 	c := &cilium{at: map[string]ebpf.AttachType{}, links: map[string]link.Link{}}

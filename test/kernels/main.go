@@ -100,6 +100,7 @@ var newer = map[string][]struct {
 }{
 	"ebpf": {
 		{6, 6, "HostRouting|TestChangesByOthers|TestKilled", "links of tcx, which the tests themselves have"},
+		{5, 18, "TestBesideCiliumsSocketLoadBalancing", "Cilium's refusals are EPERM there, as ours"},
 		{6, 1, "TestDeadEndpointCostsAConnectionSeconds/with_one", "a socket's own TCP_USER_TIMEOUT cannot be read"},
 		{6, 1, "TestWaysToReachAnAddress/.*/MPTCP", "Debian's kernel 5.10 has no MPTCP"},
 		{5, 14, "TestHostNetwork", "the host's network namespace is taken for the machine's first, which that of a test is not"},

@@ -135,12 +135,12 @@ func measureTokens(b *testing.B, p *peer) tokenFigures {
 		if err := client.dial(b.Context(), p.address); err != nil {
 			b.Fatal(err)
 		}
-		defer client.close()
 	}
 	before := environment.ProcessorTime(b, p.pid)
 	var clients errgroup.Group
 	for i, client := range p.containerPods {
 		clients.Go(func() error {
+			defer client.close()
 			fresh := *client
 			for _, request := range requests[i] {
 				fresh.request = request

@@ -66,7 +66,7 @@ func (r *results) print() {
 	filled(fmt.Sprintf("%d roles fetched", fillRoles), fillRoles, fillRate, fillBurst, r.fill)
 	filled(fmt.Sprintf("of %d roles the %d with pods fetched", *accountCount, usedRoles), usedRoles, usedRate, fillBurst, r.used)
 	for _, l := range r.relists {
-		fmt.Fprintf(table, "%s: p99 of warm requests while all is listed again, of %.2f ms before\t%.2f\t\t\t\t\t\t\n", l.lists, l.quiet.Seconds()*1000, l.meanwhile.Seconds()/l.quiet.Seconds())
+		fmt.Fprintf(table, "%s: p99 of warm requests while all is listed again, times the %.2f ms before\t%.2f\t\t\t\t\t\t\n", l.lists, l.quiet.Seconds()*1000, l.meanwhile.Seconds()/l.quiet.Seconds())
 	}
 	for _, kilobytes := range r.idle {
 		fmt.Fprintf(table, "a kept connection, of %d, KiB\t\t\t\t\t%.1f\t\t\n", idle, kilobytes)

@@ -45,8 +45,13 @@ func TestReleaseFromRegistry(t *testing.T) {
 		t.Fatal(err)
 	}
 	chart := "oci://" + r.Address + "/iam4kube/charts/iam4kube --version " + strings.TrimPrefix(released, "v") + " --kubeconfig " + machine.InnerKubeconfig()
-	r.Run(t, dir, "helm install iam4kube "+chart+" --take-ownership --force-conflicts --set components='{token,service-addresses}'"+
-		" --set server.env.AWS_ACCESS_KEY_ID=AKIAIOSFODNN7EXAMPLE,server.env.AWS_SECRET_ACCESS_KEY=wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY")
+	components := "token,service-addresses"
+	if dataPath == "ebpf" {
+		components += ",ebpf"
+	}
+	values := "--set components='{" + components + "}'" +
+		" --set server.env.AWS_ACCESS_KEY_ID=AKIAIOSFODNN7EXAMPLE,server.env.AWS_SECRET_ACCESS_KEY=wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
+	r.Run(t, dir, "helm install iam4kube "+chart+" --take-ownership --force-conflicts "+values)
 	t.Cleanup(func() {
 		r.Run(t, dir, "helm uninstall iam4kube --ignore-not-found --wait --kubeconfig "+machine.InnerKubeconfig())
 		reinstall(t)
@@ -76,13 +81,13 @@ func TestReleaseFromRegistry(t *testing.T) {
 	for i := range pods.Items {
 		wantPulled(t, pods.Items[i].Status.ContainerStatuses[0])
 	}
-	uninstallByHelm(t, func(command string) { r.Run(t, dir, command) }, chart)
+	uninstallByHelm(t, func(command string) { r.Run(t, dir, command) }, chart, values)
 }
 
 // uninstallByHelm follows docs/operations.md with Helm in the place of kubectl's deletes, while pods of each
 // way try all ways to the node's metadata service: it opens to those that only the node covers, when the last
 // step says so, and to nobody else and not before.
-func uninstallByHelm(t *testing.T, run func(command string), chart string) {
+func uninstallByHelm(t *testing.T, run func(command string), chart, values string) {
 	t.Helper()
 	covered, injected := knockers(t, nodeWide), knockers(t, inPod)
 	all := append(slices.Clone(covered), injected...)
@@ -107,7 +112,7 @@ func uninstallByHelm(t *testing.T, run func(command string), chart string) {
 	untilKnocks(t, all, refused)
 	wantNoLeaks(t)
 
-	cleanup := strings.NewReplacer("iam4kube/charts/iam4kube", chart, "--values values.yaml", "").Replace(docs.Block(t, "operations.md", "sh", "helm install"))
+	cleanup := strings.NewReplacer("iam4kube/charts/iam4kube", chart, "--values values.yaml", values).Replace(docs.Block(t, "operations.md", "sh", "helm install"))
 	waits, _, _ := strings.Cut(docs.Block(t, "operations.md", "sh", "apply -k cleanup"), "kubectl delete -k cleanup")
 	_, waits, _ = strings.Cut(waits, "kubectl apply -k cleanup\n")
 	if strings.Count(waits, "kubectl -n iam4kube wait") != 2 {

@@ -35,6 +35,8 @@ type Knocks struct {
 	Others map[string]int
 }
 
+const icmp = "ip4:icmp"
+
 // others are the ways that lead nowhere on a node with iam4kube, and to the metadata service
 // of the machine on one without.
 var others = []struct{ network, port string }{
@@ -44,7 +46,7 @@ var others = []struct{ network, port string }{
 	{"udp", ":53"},
 	{"udp", ":80"},
 	{"udp", ":123"},
-	{"ip4:icmp", ""},
+	{icmp, ""},
 	{"ip4:132", ""},
 }
 
@@ -139,7 +141,7 @@ func (k *knocks) other(network, address string) {
 			// A whole ICMP echo request; for the others any bytes.
 			if _, err = connection.Write([]byte{8, 0, 0xf7, 0xff, 0, 0, 0, 0}); err == nil {
 				_ = connection.SetReadDeadline(time.Now().Add(patience))
-				_, err = connection.Read(make([]byte, 1<<10))
+				err = answered(network, connection)
 			}
 		}
 		switch {
@@ -153,4 +155,26 @@ func (k *knocks) other(network, address string) {
 	k.mutex.Lock()
 	defer k.mutex.Unlock()
 	k.report.Others[outcome]++
+}
+
+// answered waits for what comes back. A raw socket of ICMP is given whatever ICMP comes from the
+// address: as errors about connections that were translated do, which the kernel translates back.
+func answered(network string, connection net.Conn) error {
+	packet := make([]byte, 1<<10)
+	for {
+		n, err := connection.Read(packet)
+		if err != nil || network != icmp || isEchoReply(packet[:n]) {
+			return err
+		}
+	}
+}
+
+// isEchoReply reads an ICMP message behind an IPv4 header (RFC 791, RFC 792).
+func isEchoReply(packet []byte) bool {
+	const echoReply = 0
+	if len(packet) == 0 {
+		return false
+	}
+	header := int(packet[0]&0xf) * 4
+	return len(packet) > header && packet[header] == echoReply
 }

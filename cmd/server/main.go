@@ -3,7 +3,6 @@ package main
 
 import (
 	"os"
-	"runtime"
 	"strings"
 	"time"
 
@@ -15,20 +14,12 @@ import (
 
 var command = program.Program[server.Config]{Name: "server", Flags: add, Run: server.Run}
 
-// ballastBytes of memory are counted as heap by the garbage collector and, because nothing
-// touches them, take no room. The collector runs whenever the heap has doubled: with the
-// 8 MiB of a small cluster that is 15 times a second under load, a tenth of the processor
-// time. GOGC would save the same there, and cost far more memory in a large cluster.
-const ballastBytes = 16 << 20
-
 func main() {
 	if status, is := subcommand(); is {
 		os.Exit(status)
 	}
-	ballast := make([]byte, ballastBytes)
-	status := command.Main()
-	runtime.KeepAlive(ballast)
-	os.Exit(status)
+	paceCollector()
+	os.Exit(command.Main())
 }
 
 func add(f *flags.Set) (config func() server.Config) {

@@ -22,8 +22,9 @@ type results struct {
 	fill, used time.Duration
 	phases     []phase
 	relists    []relist
-	// idle is what a kept connection takes, in KiB.
-	idle []float64
+	// live is what of the heap and of stacks is reachable once every pod has been served, and idle
+	// what kept connections add, in MiB.
+	live, idle []float64
 }
 
 // relist is the 99th percentile of warm requests before everything is listed again, and meanwhile.
@@ -68,8 +69,9 @@ func (r *results) print() {
 	for _, l := range r.relists {
 		fmt.Fprintf(table, "%s: p99 of warm requests while all is listed again, times the %.2f ms before\t%.2f\t\t\t\t\t\t\n", l.lists, l.quiet.Seconds()*1000, l.meanwhile.Seconds()/l.quiet.Seconds())
 	}
-	for _, kilobytes := range r.idle {
-		fmt.Fprintf(table, "a kept connection, of %d, KiB\t\t\t\t\t%.1f\t\t\n", idle, kilobytes)
+	for i := range r.live {
+		fmt.Fprintf(table, "live heap and stacks, every pod served once\t\t\t\t\t%.1f\t\t\n", r.live[i])
+		fmt.Fprintf(table, "  a kept connection, of %d, KiB\t\t\t\t\t%.1f\t\t\n", idle, r.idle[i]*1024/idle)
 	}
 	_ = table.Flush() // a Builder never fails
 	_, _ = os.Stdout.WriteString(text.String() + "\n")

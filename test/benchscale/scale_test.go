@@ -24,6 +24,7 @@ import (
 var (
 	podCount     = flag.Int("pods", 50000, "pods of BenchmarkScale")
 	accountCount = flag.Int("accounts", 5000, "ServiceAccounts of BenchmarkScale")
+	profiles     = flag.String("profiles", "", "directory for profiles of the server's heap")
 )
 
 const (

@@ -3,7 +3,10 @@ package benchscale
 import (
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -28,7 +31,7 @@ func measureSync(b *testing.B, r *results, lists string, pods []pod) {
 	b.Helper()
 	fmt.Fprintf(os.Stderr, "scale: %s: start\n", lists)
 	start := time.Now()
-	server, process := env.StartReleased(b, "--log-level", "info", "--drain", "0s", "--sts-rate-limit", strconv.Itoa(syncRate), "--sts-rate-burst", "20")
+	server, process := env.StartReleased(b, "--debug", "--log-level", "info", "--drain", "0s", "--sts-rate-limit", strconv.Itoa(syncRate), "--sts-rate-burst", "20")
 	answered := make(chan error, 1)
 	go func() {
 		err := errors.New("never asked")
@@ -55,6 +58,7 @@ func measureSync(b *testing.B, r *results, lists string, pods []pod) {
 	r.add(b, process.Pid, fmt.Sprintf("  all roles fetched at %d/s", syncRate), time.Since(start), 0)
 	serve(b, server, pods)
 	r.add(b, process.Pid, "  every pod served once", time.Since(start), 0)
+	r.live = append(r.live, live(b, process.Pid, lists+", every pod served"))
 
 	fmt.Fprintf(os.Stderr, "scale: %s: all watches expire\n", lists)
 	resetPeak(b, process.Pid)
@@ -79,12 +83,63 @@ func measureSync(b *testing.B, r *results, lists string, pods []pod) {
 	r.add(b, process.Pid, "  API server restarted, all listed again", time.Since(gone), 0)
 	serve(b, server, pods[len(pods)-100:])
 
-	before := memory(b, process.Pid, "VmRSS")
+	before := live(b, process.Pid, lists+", listed again")
 	keep(b, server, pods[:idle])
-	r.idle = append(r.idle, (memory(b, process.Pid, "VmRSS")-before)*1024/idle)
+	r.idle = append(r.idle, live(b, process.Pid, lists+", connections kept")-before)
 	if err := server.Stop(); err != nil {
 		b.Fatal(err)
 	}
+}
+
+// live is what of the server's heap is reachable, with its stacks, in MiB. With -profiles there is
+// a profile of it, too, and the kernel's word on the whole process.
+func live(b *testing.B, pid int, when string) float64 {
+	b.Helper()
+	const url = "http://127.0.0.1:6060/debug/pprof/heap?gc=1"
+	get(b, url) // stacks shrink by half with each collection
+	text := get(b, url+"&debug=1")
+	if *profiles != "" {
+		rollup, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+		if err != nil {
+			b.Fatal(err)
+		}
+		path := filepath.Join(*profiles, strings.NewReplacer(" ", "-", ",", "").Replace(when))
+		err = errors.Join(os.WriteFile(path+".pprof", get(b, url), 0o600), os.WriteFile(path+".txt", append(rollup, text...), 0o600))
+		if err != nil {
+			b.Fatal(err)
+		}
+	}
+	return float64(statistic(b, string(text), "HeapAlloc")+statistic(b, string(text), "Stack")) / (1 << 20)
+}
+
+// statistic is one of runtime.MemStats, as a profile has them at its end.
+func statistic(b *testing.B, text, name string) int {
+	b.Helper()
+	_, rest, _ := strings.Cut(text, "\n# "+name+" = ")
+	var n int
+	if _, err := fmt.Sscan(rest, &n); err != nil {
+		b.Fatalf("%s of the heap: %v", name, err)
+	}
+	return n
+}
+
+func get(b *testing.B, url string) []byte {
+	b.Helper()
+	request, err := http.NewRequestWithContext(b.Context(), http.MethodGet, url, http.NoBody)
+	if err != nil {
+		b.Fatal(err)
+	}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	response, err := client.Do(request)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	if err != nil || response.StatusCode != http.StatusOK {
+		b.Fatalf("%s: %s, %v", url, response.Status, err)
+	}
+	return body
 }
 
 // resetPeak lets VmHWM begin anew, proc_pid_clear_refs(5).

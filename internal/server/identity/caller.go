@@ -181,7 +181,7 @@ func (x *Index) bearer(caller Caller) Caller {
 		return caller
 	case p.UID != t.PodUID:
 		caller.Missing = diagnosis.Pod
-		if p.Created.Unix() > t.Issued {
+		if p.Created > t.Issued {
 			caller.Missing, caller.Refusal = "", diagnosis.PodGone
 		}
 		return caller

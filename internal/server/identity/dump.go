@@ -25,7 +25,7 @@ func (x *Index) Dump() []PodState {
 	defer x.changes.Unlock()
 	states := make([]PodState, 0, len(x.pods))
 	for _, p := range x.pods {
-		state := PodState{p.Namespace, p.Name, p.ServiceAccount, p.Node, p.Addresses, p.Terminating, p.HostNetwork, p.Static, p.Ended, ""}
+		state := PodState{p.Namespace, p.Name, p.ServiceAccount, p.Host.Name(), p.Addresses, p.Terminating, p.HostNetwork, p.Static, p.Ended, ""}
 		if id := p.Life.Served.Load(); id != nil {
 			state.AccessKeyID = *id
 		}

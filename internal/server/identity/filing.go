@@ -22,8 +22,8 @@ func (t transition) addresses() iter.Seq[netip.Addr] {
 			if p == nil {
 				continue
 			}
-			for _, all := range [][]netip.Addr{p.Addresses, p.HostAddresses} {
-				for _, a := range all {
+			for _, all := range []iter.Seq[netip.Addr]{slices.Values(p.Addresses), p.Host.Addresses()} {
+				for a := range all {
 					if !yield(a) {
 						return
 					}
@@ -120,11 +120,11 @@ func (x *Index) lifeOf(t transition) *Life {
 }
 
 func (x *Index) add(p *Pod) {
-	for _, a := range p.HostAddresses {
+	for a := range p.Host.Addresses() {
 		if x.hosts[a] == nil {
 			x.hosts[a] = map[string]hostPods{}
 		}
-		x.hosts[a][p.Node] = x.hosts[a][p.Node].plus(p, 1)
+		x.hosts[a][p.Host.Name()] = x.hosts[a][p.Host.Name()].plus(p, 1)
 	}
 	p.account = x.accountOf(p.accountKey())
 	p.account.add(p)
@@ -137,11 +137,11 @@ func (x *Index) add(p *Pod) {
 }
 
 func (x *Index) remove(p *Pod) {
-	for _, a := range p.HostAddresses {
-		if left := x.hosts[a][p.Node].plus(p, -1); left != (hostPods{}) {
-			x.hosts[a][p.Node] = left
+	for a := range p.Host.Addresses() {
+		if left := x.hosts[a][p.Host.Name()].plus(p, -1); left != (hostPods{}) {
+			x.hosts[a][p.Host.Name()] = left
 		} else {
-			delete(x.hosts[a], p.Node)
+			delete(x.hosts[a], p.Host.Name())
 		}
 		if len(x.hosts[a]) == 0 {
 			delete(x.hosts, a)

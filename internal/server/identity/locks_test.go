@@ -26,9 +26,9 @@ func many(round int) []*Pod {
 		account := i % manyAccounts
 		pods[i] = &Pod{
 			Namespace: fmt.Sprint("ns", account%100), Name: fmt.Sprint("pod-", i), UID: types.UID(fmt.Sprint(round, "-", i)),
-			ServiceAccount: fmt.Sprint("app", account), Node: fmt.Sprint("node", i%500),
-			Addresses:     []netip.Addr{netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})},
-			HostAddresses: []netip.Addr{netip.AddrFrom4([4]byte{192, 168, byte(i % 500 >> 8), byte(i % 500)})},
+			ServiceAccount: fmt.Sprint("app", account),
+			Addresses:      []netip.Addr{netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})},
+			Host:           HostOf(fmt.Sprint("node", i%500), netip.AddrFrom4([4]byte{192, 168, byte(i % 500 >> 8), byte(i % 500)})),
 		}
 	}
 	return pods

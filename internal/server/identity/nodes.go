@@ -46,7 +46,7 @@ func mayBeAtAWS(providerID string) bool {
 func (x *Index) NodeOf(p *Pod) Node {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	return x.nodes[p.Node]
+	return x.nodes[p.Host.Name()]
 }
 
 // podCIDR is the node's range in the address's family, the zero Prefix if it has none.
@@ -60,12 +60,14 @@ func (n Node) podCIDR(a netip.Addr) netip.Prefix {
 }
 
 // isOwn says that the address is one of the pod's node's range.
-func (x *Index) isOwn(p *Pod, a netip.Addr) bool { return x.nodes[p.Node].podCIDR(a).Contains(a) }
+func (x *Index) isOwn(p *Pod, a netip.Addr) bool {
+	return x.nodes[p.Host.Name()].podCIDR(a).Contains(a)
+}
 
 // isForeign says that the pod's node has a range, and the address is not in it. Where
 // addresses are given out without regard to spec.podCIDRs, that alone is nothing wrong.
 func (x *Index) isForeign(p *Pod, a netip.Addr) bool {
-	cidr := x.nodes[p.Node].podCIDR(a)
+	cidr := x.nodes[p.Host.Name()].podCIDR(a)
 	return cidr.IsValid() && !cidr.Contains(a)
 }
 

@@ -4,7 +4,6 @@ import (
 	"net/netip"
 	"slices"
 	"sync/atomic"
-	"time"
 	"unique"
 
 	corev1 "k8s.io/api/core/v1"
@@ -19,10 +18,12 @@ type Pod struct {
 	Namespace, Name string
 	UID             types.UID
 	ServiceAccount  string
-	Node            string
-	Created         time.Time
-	// Addresses are status.podIPs; HostAddresses are status.hostIPs.
-	Addresses, HostAddresses []netip.Addr
+	// Created is in seconds of Unix time.
+	Created int64
+	// Addresses are status.podIPs.
+	Addresses []netip.Addr
+	// Host is where it runs.
+	Host Host
 	// Terminating: deletion was asked for.
 	Terminating bool
 	// HostNetwork: its addresses are its node's.
@@ -64,9 +65,9 @@ func (p *Pod) hasOwnAddresses() bool { return !p.HostNetwork && !p.Static && !p.
 
 // same reports whether nothing that matters to a request has changed.
 func (p *Pod) same(o *Pod) bool {
-	return p.UID == o.UID && p.ServiceAccount == o.ServiceAccount && p.Node == o.Node &&
+	return p.UID == o.UID && p.ServiceAccount == o.ServiceAccount && p.Host == o.Host &&
 		p.Terminating == o.Terminating && p.HostNetwork == o.HostNetwork && p.Static == o.Static && p.Ended == o.Ended && p.NamesRole == o.NamesRole &&
-		slices.Equal(p.Addresses, o.Addresses) && slices.Equal(p.HostAddresses, o.HostAddresses)
+		slices.Equal(p.Addresses, o.Addresses)
 }
 
 // PodAnnotations are those of pods that are looked at.
@@ -82,15 +83,15 @@ func keepPod(p *corev1.Pod) *Pod {
 	// that namespace's default it could help itself to the role.
 	_, static := p.Annotations[corev1.MirrorPodAnnotationKey]
 	_, namesRole := p.Annotations[role.PodAnnotation]
+	names := p.Name + string(p.UID) // one piece of memory takes less than two
 	return &Pod{
 		Namespace:      shared(p.Namespace),
-		Name:           p.Name,
-		UID:            p.UID,
+		Name:           names[:len(p.Name)],
+		UID:            types.UID(names[len(p.Name):]),
 		ServiceAccount: shared(account),
-		Node:           shared(p.Spec.NodeName),
-		Created:        p.CreationTimestamp.Time,
+		Created:        p.CreationTimestamp.Unix(),
 		Addresses:      podAddresses(p),
-		HostAddresses:  hostAddresses(p),
+		Host:           hostOf(p),
 		Terminating:    p.DeletionTimestamp != nil,
 		HostNetwork:    p.Spec.HostNetwork,
 		Static:         static,
@@ -108,14 +109,6 @@ func podAddresses(p *corev1.Pod) []netip.Addr {
 		all = appendAddress(all, ip.IP)
 	}
 	return appendAddress(all, p.Status.PodIP)
-}
-
-func hostAddresses(p *corev1.Pod) []netip.Addr {
-	var all []netip.Addr
-	for _, ip := range p.Status.HostIPs {
-		all = appendAddress(all, ip.IP)
-	}
-	return appendAddress(all, p.Status.HostIP)
 }
 
 func appendAddress(all []netip.Addr, s string) []netip.Addr {

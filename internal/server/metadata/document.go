@@ -6,6 +6,7 @@ import (
 	"encoding/base32"
 	"encoding/json"
 	"strings"
+	"time"
 
 	"github.com/iam4kube/iam4kube/internal/server/identity"
 	"github.com/iam4kube/iam4kube/internal/server/sts"
@@ -44,7 +45,7 @@ func infoDocument(c identity.Caller) []byte {
 		ARN               string `json:"InstanceProfileArn"`
 		ID                string `json:"InstanceProfileId"`
 	}{
-		"Success", c.Pod.Created.UTC().Format(expirationFormat),
+		"Success", time.Unix(c.Pod.Created, 0).UTC().Format(expirationFormat),
 		strings.Replace(c.Role.ARN, ":role/", ":instance-profile/", 1),
 		"AIPA" + base32.StdEncoding.EncodeToString(hash[:])[:idLength],
 	}, "", "  ")

@@ -37,7 +37,7 @@ func TestInfo(t *testing.T) {
 	info := func(arn string) map[string]string {
 		t.Helper()
 		var fields map[string]string
-		document := infoDocument(identity.Caller{Pod: &identity.Pod{Created: created}, Role: &role.Role{ARN: arn}})
+		document := infoDocument(identity.Caller{Pod: &identity.Pod{Created: created.Unix()}, Role: &role.Role{ARN: arn}})
 		if err := json.Unmarshal(document, &fields); err != nil {
 			t.Fatal(err)
 		}

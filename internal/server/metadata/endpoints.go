@@ -77,7 +77,7 @@ func (s *Server) viewRole(claim identity.Claim, waitForAnnotation bool) (identit
 	}
 	v := wait(c, nil)
 	if c.Missing == diagnosis.RoleAnnotation {
-		v.until = c.Pod.Created.Add(annotationWait)
+		v.until = time.Unix(c.Pod.Created, 0).Add(annotationWait)
 		if !waitForAnnotation {
 			a := missing(c, nil)
 			a.failure = nil // many injected pods need no role; whoever asks for one is told
@@ -170,7 +170,7 @@ func (s *Server) regionView(claim identity.Claim) view {
 
 func place(name string, pod *identity.Pod, label, flag string) answer {
 	if name == "" {
-		return text(http.StatusNotFound, fmt.Sprintf("iam4kube: node %q of the pod has no label %s or is another provider's, and the server has no %s", pod.Node, label, flag))
+		return text(http.StatusNotFound, fmt.Sprintf("iam4kube: node %q of the pod has no label %s or is another provider's, and the server has no %s", pod.Host.Name(), label, flag))
 	}
 	return text(http.StatusOK, name)
 }

@@ -26,7 +26,6 @@ func TestCollectorFollowsWhatLives(t *testing.T) {
 	large := make([]byte, 5*leastRoom)
 	wantPercent(t, 30, 100/roomShare)
 	runtime.KeepAlive(large)
-	large = nil
 	wantPercent(t, 150, 600)
 }
 

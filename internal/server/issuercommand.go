@@ -7,7 +7,6 @@ import (
 	"io"
 
 	"k8s.io/apimachinery/pkg/util/validation"
-	"k8s.io/client-go/kubernetes"
 
 	"github.com/iam4kube/iam4kube/internal/kube"
 	"github.com/iam4kube/iam4kube/internal/server/issuer"
@@ -45,11 +44,15 @@ func RunIssuer(ctx context.Context, cfg IssuerConfig, documents, say io.Writer) 
 	if err != nil {
 		return err
 	}
-	client, err := kubernetes.NewForConfig(config)
+	httpClient, _, err := kube.HTTPClient(config)
 	if err != nil {
-		return fmt.Errorf("make a client for the API server: %w", err)
+		return err
 	}
-	operator := issuer.NewOperator(cfg.Issuer, client.CoreV1().Secrets(cfg.Namespace), say, documents)
+	client, err := kube.NewCore(config, httpClient)
+	if err != nil {
+		return err
+	}
+	operator := issuer.NewOperator(cfg.Issuer, client.Secrets(cfg.Namespace), say, documents)
 	if cfg.Rotation != nil {
 		return operator.Rotate(ctx, *cfg.Rotation)
 	}

@@ -3,6 +3,7 @@ package server
 import (
 	"fmt"
 	"maps"
+	"net/http"
 	"reflect"
 	"runtime"
 	"strings"
@@ -14,7 +15,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	k8sruntime "k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/client-go/kubernetes"
 	k8smetadata "k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
 
@@ -40,12 +40,16 @@ const (
 // kept than is valid: everything of everybody has to fit into memory.
 func TestNothingKeptGrowsWithItsSender(t *testing.T) {
 	config := &rest.Config{}
-	client, metadata := kubernetes.NewForConfigOrDie(config), k8smetadata.NewForConfigOrDie(config)
+	metadata := k8smetadata.NewForConfigOrDie(config)
+	client, err := kube.NewCore(config, &http.Client{})
+	if err != nil {
+		t.Fatal(err)
+	}
 	registry := prometheus.NewRegistry()
 	hub := waiting.NewHub(1, 1)
 	cache := credentials.New(nil, hub, registry, zap.NewNop())
-	index := identity.New(identity.Config{Hub: hub, Roles: cache, Observer: podevents.New(client.CoreV1(), registry, zap.NewNop()), Sessions: role.Sessions{Duration: time.Hour}, Registry: registry})
-	pods, accounts, nodes := index.Pods(client.CoreV1()), index.ServiceAccounts(metadata), index.Nodes(client)
+	index := identity.New(identity.Config{Hub: hub, Roles: cache, Observer: podevents.New(client.Events, registry, zap.NewNop()), Sessions: role.Sessions{Duration: time.Hour}, Registry: registry})
+	pods, accounts, nodes := index.Pods(client.Pods()), index.ServiceAccounts(metadata), index.Nodes(client.Nodes())
 
 	long := strings.Repeat("a", senderBytes)
 	const arn = "arn:aws:iam::123456789012:role/app"
@@ -70,7 +74,7 @@ func TestNothingKeptGrowsWithItsSender(t *testing.T) {
 	t.Run("pod", func(t *testing.T) { keepsLittle(t, pods, nil) })
 	t.Run("static pod", func(t *testing.T) { keepsLittle(t, pods, map[string]string{corev1.MirrorPodAnnotationKey: long}) })
 	t.Run("token key", func(t *testing.T) {
-		tokens := imdstoken.NewKeys(client.CoreV1().Secrets("ns"), registry, zap.NewNop())
+		tokens := imdstoken.NewKeys(client.Secrets("ns"), registry, zap.NewNop())
 		keepsLittle(t, tokens.Resource(), nil)
 		runtime.KeepAlive(tokens)
 	})

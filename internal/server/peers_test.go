@@ -70,7 +70,7 @@ func newReplica(t *testing.T, maxStaleness time.Duration, others map[netip.Addr]
 		go answer401(server)
 		return client, nil
 	})
-	r.watches = kube.NewWatches(reach, client.Discovery().RESTClient(), r.registry)
+	r.watches = kube.NewWatches(reach, client, r.registry)
 	r.peers = newPeers(r.watches, func() []netip.Addr {
 		r.mu.Lock()
 		defer r.mu.Unlock()

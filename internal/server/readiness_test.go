@@ -24,7 +24,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
-	"k8s.io/client-go/kubernetes"
 
 	"github.com/iam4kube/iam4kube/internal/kube"
 	"github.com/iam4kube/iam4kube/internal/server/credentials"
@@ -50,9 +49,9 @@ func newRig(t *testing.T, fillWithin time.Duration) *rig {
 	registry, log := prometheus.NewRegistry(), zap.NewNop()
 	reach := &kube.Reach{}
 	client := unauthorized(t, reach)
-	watches := kube.NewWatches(reach, client.Discovery().RESTClient(), registry)
+	watches := kube.NewWatches(reach, client, registry)
 	cache := credentials.New(b, waiting.NewHub(1, 1), registry, log)
-	tokens := imdstoken.NewKeys(client.CoreV1().Secrets("iam4kube"), registry, log)
+	tokens := imdstoken.NewKeys(client.Secrets("iam4kube"), registry, log)
 	peers := newPeers(watches, func() []netip.Addr { return nil }, registry, log)
 	b.readiness = newReadiness(watches, peers, cache, tokens, b.keys.Load, fillWithin)
 	b.keys.Store(true)
@@ -111,7 +110,7 @@ func (nothing) Set(string)       {}
 func (nothing) Delete(string)    {}
 
 // unauthorized is a client of an API server that answers 401, over pipes.
-func unauthorized(t *testing.T, reach *kube.Reach) kubernetes.Interface {
+func unauthorized(t *testing.T, reach *kube.Reach) kube.Core {
 	t.Helper()
 	return clientOver(t, reach, func(context.Context, string, string) (net.Conn, error) {
 		client, server := net.Pipe()
@@ -120,7 +119,7 @@ func unauthorized(t *testing.T, reach *kube.Reach) kubernetes.Interface {
 	})
 }
 
-func clientOver(t *testing.T, reach *kube.Reach, dial func(context.Context, string, string) (net.Conn, error)) kubernetes.Interface {
+func clientOver(t *testing.T, reach *kube.Reach, dial func(context.Context, string, string) (net.Conn, error)) kube.Core {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "kubeconfig")
 	kubeconfig := `{"clusters":[{"name":"c","cluster":{"server":"http://127.0.0.1:1"}}],"contexts":[{"name":"c","context":{"cluster":"c"}}],"current-context":"c"}`
@@ -137,7 +136,7 @@ func clientOver(t *testing.T, reach *kube.Reach, dial func(context.Context, stri
 		t.Fatal(err)
 	}
 	t.Cleanup(hangUp)
-	client, err := kubernetes.NewForConfigAndClient(cfg, httpClient)
+	client, err := kube.NewCore(cfg, httpClient)
 	if err != nil {
 		t.Fatal(err)
 	}

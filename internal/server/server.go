@@ -14,8 +14,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes"
-	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 	k8smetadata "k8s.io/client-go/metadata"
 
 	"github.com/iam4kube/iam4kube/internal/auxserver"
@@ -119,9 +117,9 @@ func (s *server) build(ctx context.Context) error {
 		return err
 	}
 	s.hangUp = hangUp
-	client, err := kubernetes.NewForConfigAndClient(config, httpClient)
+	core, err := kube.NewCore(config, httpClient)
 	if err != nil {
-		return fmt.Errorf("make a client for the API server: %w", err)
+		return err
 	}
 	pods, err := sparsepods.New(config, httpClient, identity.PodAnnotations...)
 	if err != nil {
@@ -131,13 +129,13 @@ func (s *server) build(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("make a client for the API server: %w", err)
 	}
-	assumer, err := s.stsClient(ctx, client.CoreV1())
+	assumer, err := s.stsClient(ctx, core.Secrets(s.cfg.Namespace))
 	if err != nil {
 		return err
 	}
 
 	hub := waiting.NewHub(waitersPerAddress, waitingPlaces(debug.SetMemoryLimit(-1)))
-	events := podevents.New(client.CoreV1(), s.registry, s.log)
+	events := podevents.New(core.Events, s.registry, s.log)
 	s.cache = credentials.New(assumer, hub, s.registry, s.log)
 	sessions := s.cfg.Sessions
 	sessions.Duration = s.cfg.SessionDuration
@@ -149,10 +147,10 @@ func (s *server) build(ctx context.Context) error {
 		Hub: hub, Roles: s.cache, Observer: events, Sessions: sessions, Forwarders: forwarders,
 		DenyByDefault: s.cfg.DenyRolesByDefault, Registry: s.registry,
 	})
-	s.podTokens = podtoken.New(client.Discovery().RESTClient(), hub, s.registry, s.log)
+	s.podTokens = podtoken.New(core, hub, s.registry, s.log)
 	s.cache.OnDenied(func(r *role.Role, denial *sts.Error) { s.index.Refused(r, denial.Error(), denial.Retry) })
-	s.tokens = imdstoken.NewKeys(client.CoreV1().Secrets(s.cfg.Namespace), s.registry, s.log)
-	s.watches = kube.NewWatches(reach, client.Discovery().RESTClient(), s.registry)
+	s.tokens = imdstoken.NewKeys(core.Secrets(s.cfg.Namespace), s.registry, s.log)
+	s.watches = kube.NewWatches(reach, core, s.registry)
 	s.peers = newPeers(s.watches, func() []netip.Addr { return s.index.Replicas(ownAddresses()) }, s.registry, s.log)
 	s.readiness = newReadiness(s.watches, s.peers, s.cache, s.tokens, s.podTokens.Known, s.cfg.ReadyWithin)
 	s.handler = metadata.New(metadata.Config{
@@ -164,7 +162,7 @@ func (s *server) build(ctx context.Context) error {
 	s.runs = []func(context.Context) error{
 		kube.Follow(s.watches, s.index.Pods(pods)),
 		kube.Follow(s.watches, s.index.ServiceAccounts(metadataClient)),
-		kube.Follow(s.watches, s.index.Nodes(client)),
+		kube.Follow(s.watches, s.index.Nodes(core.Nodes())),
 		kube.Follow(s.watches, s.index.Namespaces(metadataClient)),
 		kube.Follow(s.watches, s.tokens.Resource()),
 		s.watches.Run, s.peers.Run, newStaleness(s.watches, s.cfg.MaxStaleness, s.index.SetStale, s.registry, s.log).Run, s.tokens.Run, s.podTokens.Run, events.Run, s.cache.Run, s.readiness.Run, records.Run,
@@ -189,12 +187,12 @@ func (s *server) identityParts(assumer *sts.Client, events *podevents.Recorder) 
 }
 
 // stsClient is a client with AWS credentials, or one with tokens of an issuer, which it makes.
-func (s *server) stsClient(ctx context.Context, api corev1client.SecretsGetter) (*sts.Client, error) {
+func (s *server) stsClient(ctx context.Context, secrets kube.Secrets) (*sts.Client, error) {
 	limiter := sts.NewLimiter(s.cfg.STSRateLimit, s.cfg.STSRateBurst)
 	if !s.cfg.Sessions.WebIdentity {
 		return sts.New(ctx, limiter, s.cfg.Region, s.registry)
 	}
-	s.issuer = issuer.New(s.cfg.Issuer, api.Secrets(s.cfg.Namespace), s.registry, s.log)
+	s.issuer = issuer.New(s.cfg.Issuer, secrets, s.registry, s.log)
 	return sts.NewWithWebIdentity(ctx, limiter, s.cfg.Region, s.issuer, s.registry)
 }
 

@@ -12,7 +12,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/util/validation"
-	"k8s.io/client-go/kubernetes"
 
 	"github.com/iam4kube/iam4kube/internal/kube"
 	"github.com/iam4kube/iam4kube/internal/server/role"
@@ -87,12 +86,16 @@ func annotatedRole(ctx context.Context, cfg TrustConfig) (*role.Role, error) {
 	if err != nil {
 		return nil, err
 	}
-	client, err := kubernetes.NewForConfig(config)
+	httpClient, _, err := kube.HTTPClient(config)
 	if err != nil {
-		return nil, fmt.Errorf("make a client for the API server: %w", err)
+		return nil, err
+	}
+	client, err := kube.NewCore(config, httpClient)
+	if err != nil {
+		return nil, err
 	}
 	name := splitName(cfg.Account)
-	list, err := client.CoreV1().ServiceAccounts(name.Namespace).List(ctx, metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("metadata.name", name.Name).String()})
+	list, err := client.ServiceAccounts(name.Namespace).List(ctx, metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("metadata.name", name.Name).String()})
 	if err != nil {
 		return nil, fmt.Errorf("look for ServiceAccount %s: %w", cfg.Account, err)
 	}

@@ -10,8 +10,6 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
-	"k8s.io/client-go/kubernetes"
-	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/metadata"
 
 	"github.com/iam4kube/iam4kube/internal/kube"
@@ -20,12 +18,11 @@ import (
 // Pods follows the pods of the cluster. Pods that have ended are left out by the
 // API server; hostNetwork pods are not, because they too tell which addresses are
 // nodes'.
-func (x *Index) Pods(client corev1client.PodsGetter) kube.Resource[*corev1.Pod, *Pod] {
+func (x *Index) Pods(pods kube.Pods) kube.Resource[*corev1.Pod, *Pod] {
 	running := fields.AndSelectors(
 		fields.OneTermNotEqualSelector("status.phase", string(corev1.PodSucceeded)),
 		fields.OneTermNotEqualSelector("status.phase", string(corev1.PodFailed)),
 	).String()
-	pods := client.Pods(metav1.NamespaceAll)
 	return kube.Resource[*corev1.Pod, *Pod]{
 		Name:     "pods",
 		Selector: func(o *metav1.ListOptions) { o.FieldSelector = running },
@@ -64,8 +61,7 @@ func (x *Index) Namespaces(client metadata.Interface) kube.Resource[*metav1.Part
 
 // Nodes follows the cluster's nodes. Their metadata would not do: the ranges of pods'
 // addresses are in the spec.
-func (x *Index) Nodes(client kubernetes.Interface) kube.Resource[*corev1.Node, *Node] {
-	nodes := client.CoreV1().Nodes()
+func (x *Index) Nodes(nodes kube.Nodes) kube.Resource[*corev1.Node, *Node] {
 	return kube.Resource[*corev1.Node, *Node]{
 		Name:     "nodes",
 		Selector: func(*metav1.ListOptions) {},

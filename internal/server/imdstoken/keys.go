@@ -19,7 +19,6 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
-	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 
 	"github.com/iam4kube/iam4kube/internal/kube"
 	"github.com/iam4kube/iam4kube/internal/logging"
@@ -47,7 +46,7 @@ var ErrNoKey = errors.New("the key for IMDSv2 tokens is not known yet")
 // Keys makes and verifies tokens with the keys in the Secret, as it is changed by
 // whoever edits it. Make and Verify never wait.
 type Keys struct {
-	secrets corev1client.SecretInterface
+	secrets kube.Secrets
 	log     *zap.Logger
 	// keys is nil before the first.
 	keys atomic.Pointer[keyring]
@@ -57,7 +56,7 @@ type Keys struct {
 }
 
 // NewKeys returns Keys for the Secret among secrets.
-func NewKeys(secrets corev1client.SecretInterface, registry prometheus.Registerer, log *zap.Logger) *Keys {
+func NewKeys(secrets kube.Secrets, registry prometheus.Registerer, log *zap.Logger) *Keys {
 	k := &Keys{
 		secrets: secrets,
 		log:     log,

@@ -20,7 +20,6 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
-	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 
 	"github.com/iam4kube/iam4kube/internal/kube"
 	"github.com/iam4kube/iam4kube/internal/logging"
@@ -42,7 +41,7 @@ func ValidateURL(issuer string) error {
 // Issuer signs tokens with the key in the Secret, as it is changed by whoever edits it.
 type Issuer struct {
 	url     string
-	secrets corev1client.SecretInterface
+	secrets kube.Secrets
 	log     *zap.Logger
 
 	signing atomic.Pointer[signing]
@@ -54,7 +53,7 @@ type Issuer struct {
 }
 
 // New returns the Issuer of that URL for the Secret among secrets.
-func New(issuerURL string, secrets corev1client.SecretInterface, registry prometheus.Registerer, log *zap.Logger) *Issuer {
+func New(issuerURL string, secrets kube.Secrets, registry prometheus.Registerer, log *zap.Logger) *Issuer {
 	i := &Issuer{
 		url: issuerURL, secrets: secrets, log: log,
 		known: make(chan struct{}), missing: make(chan struct{}, 1), changed: make(chan struct{}, 1),

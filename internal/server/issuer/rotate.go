@@ -13,13 +13,14 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+
+	"github.com/iam4kube/iam4kube/internal/kube"
 )
 
 // Operator is what somebody does to an issuer from a command line.
 type Operator struct {
 	URL     string
-	Secrets corev1client.SecretInterface
+	Secrets kube.Secrets
 	// Say is for what was done and what there is to do, Documents for the documents.
 	Say, Documents io.Writer
 
@@ -29,7 +30,7 @@ type Operator struct {
 }
 
 // NewOperator returns one for the Secret among secrets.
-func NewOperator(issuerURL string, secrets corev1client.SecretInterface, say, documents io.Writer) *Operator {
+func NewOperator(issuerURL string, secrets kube.Secrets, say, documents io.Writer) *Operator {
 	return &Operator{URL: issuerURL, Secrets: secrets, Say: say, Documents: documents, client: reader, now: time.Now}
 }
 

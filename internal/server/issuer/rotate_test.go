@@ -21,13 +21,14 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+
+	"github.com/iam4kube/iam4kube/internal/kube"
 )
 
 // secrets is the API server's part of it: one Secret, whose version every change must know. The
 // real one is test/webidentity's.
 type secrets struct {
-	corev1client.SecretInterface
+	kube.Secrets
 	secret  *corev1.Secret
 	version int
 	// before and after are what happens at the next update: its failure, before or after the effect.

@@ -11,7 +11,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes"
 	k8smetadata "k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
 
@@ -50,10 +49,6 @@ func (issuer) AssumeRole(context.Context, role.Role) (*sts.Credentials, error) {
 func newServer(t testing.TB, maxWait time.Duration) *Server {
 	t.Helper()
 	api := &rest.Config{Host: "http://127.0.0.1:1"}
-	client, err := kubernetes.NewForConfig(api)
-	if err != nil {
-		t.Fatal(err)
-	}
 	metadataClient, err := k8smetadata.NewForConfig(api)
 	if err != nil {
 		t.Fatal(err)
@@ -61,7 +56,7 @@ func newServer(t testing.TB, maxWait time.Duration) *Server {
 	registry, log := prometheus.NewRegistry(), zap.NewNop()
 	hub := waiting.NewHub(64, 1024)
 	cache := credentials.New(issuer{}, hub, registry, log)
-	events := podevents.New(client.CoreV1(), registry, log)
+	events := podevents.New(nil, registry, log)
 	index := identity.New(identity.Config{Hub: hub, Roles: cache, Observer: events, Sessions: role.Sessions{Duration: time.Hour}, Registry: registry})
 	tokens := imdstoken.NewKeys(nil, registry, log)
 
@@ -72,7 +67,7 @@ func newServer(t testing.TB, maxWait time.Duration) *Server {
 	accounts.Sink.Set(accounts.Keep(&metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{
 		Namespace: "default", Name: "app", Annotations: map[string]string{role.AnnotationARN: "arn:aws:iam::123456789012:role/team/" + roleName},
 	}}))
-	pods := index.Pods(client.CoreV1())
+	pods := index.Pods(nil)
 	pods.Sink.Set(pods.Keep(&corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "app-0", UID: types.UID("1")},
 		Spec:       corev1.PodSpec{ServiceAccountName: "app"},

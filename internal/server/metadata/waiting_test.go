@@ -20,7 +20,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes"
 	k8smetadata "k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
 
@@ -108,17 +107,13 @@ func newEdgeOver(t *testing.T, held *heldSTS, maxWait time.Duration, hub *waitin
 	registry, log := prometheus.NewRegistry(), zap.NewNop()
 	// Nothing is asked of these clients: the test tells what an API server would.
 	config := &rest.Config{Host: "http://192.0.2.1"}
-	client, err := kubernetes.NewForConfig(config)
-	if err != nil {
-		t.Fatal(err)
-	}
 	metadataClient, err := k8smetadata.NewForConfig(config)
 	if err != nil {
 		t.Fatal(err)
 	}
 	held.verdicts, held.calls = map[string]chan *sts.Error{}, map[string]int{}
 	cache := credentials.New(held, hub, registry, log)
-	events := podevents.New(client.CoreV1(), registry, log)
+	events := podevents.New(nil, registry, log)
 	index := identity.New(identity.Config{Hub: hub, Roles: cache, Observer: events, Sessions: role.Sessions{Duration: time.Hour}, Registry: registry})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
@@ -131,10 +126,10 @@ func newEdgeOver(t *testing.T, held *heldSTS, maxWait time.Duration, hub *waitin
 	for _, name := range []string{"ns", "other", "others"} {
 		namespaces.Sink.Set(namespaces.Keep(&metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Name: name}}))
 	}
-	pods, accounts := index.Pods(client.CoreV1()), index.ServiceAccounts(metadataClient)
+	pods, accounts := index.Pods(nil), index.ServiceAccounts(metadataClient)
 	return &edge{
 		Server: New(Config{
-			Identity: index, Credentials: cache, Tokens: imdstoken.NewKeys(client.CoreV1().Secrets("x"), registry, log),
+			Identity: index, Credentials: cache, Tokens: imdstoken.NewKeys(nil, registry, log),
 			Events: events, Hub: hub, MaxWait: maxWait, IMDSv1: true, Region: "eu-west-1", AvailabilityZone: "eu-west-1a",
 			Registry: registry, Log: log,
 		}),

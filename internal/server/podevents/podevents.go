@@ -18,8 +18,8 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 
+	"github.com/iam4kube/iam4kube/internal/kube"
 	"github.com/iam4kube/iam4kube/internal/logging"
 	"github.com/iam4kube/iam4kube/internal/server/diagnosis"
 	"github.com/iam4kube/iam4kube/internal/server/identity"
@@ -42,7 +42,7 @@ const (
 
 // Recorder writes events. Its methods never block.
 type Recorder struct {
-	events  func(namespace string) corev1client.EventInterface
+	events  func(namespace string) kube.Events
 	log     *zap.Logger
 	limiter *rate.Limiter
 	total   *prometheus.CounterVec
@@ -69,10 +69,10 @@ type event struct {
 	at time.Time
 }
 
-// New returns a Recorder that writes through client.
-func New(client corev1client.EventsGetter, registry prometheus.Registerer, log *zap.Logger) *Recorder {
+// New returns a Recorder that writes through events.
+func New(events func(namespace string) kube.Events, registry prometheus.Registerer, log *zap.Logger) *Recorder {
 	r := &Recorder{
-		events:    client.Events,
+		events:    events,
 		log:       log,
 		limiter:   rate.NewLimiter(perSecond, burst),
 		more:      make(chan struct{}, 1),
@@ -219,7 +219,7 @@ func (r *Recorder) write(ctx context.Context, e event) {
 	r.total.WithLabelValues("written").Inc()
 }
 
-func (r *Recorder) countUp(ctx context.Context, events corev1client.EventInterface, object *corev1.Event) error {
+func (r *Recorder) countUp(ctx context.Context, events kube.Events, object *corev1.Event) error {
 	old, err := events.Get(ctx, object.Name, metav1.GetOptions{})
 	if err != nil {
 		return err

@@ -20,8 +20,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
-	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 
+	"github.com/iam4kube/iam4kube/internal/kube"
 	"github.com/iam4kube/iam4kube/internal/server/diagnosis"
 	"github.com/iam4kube/iam4kube/internal/server/identity"
 )
@@ -30,7 +30,7 @@ import (
 // the requests. What a real API server makes of them is tested against one elsewhere; here
 // the clock is simulated.
 type store struct {
-	corev1client.EventInterface
+	kube.Events
 	mu      sync.Mutex
 	objects map[string]*corev1.Event
 	order   []string
@@ -40,7 +40,7 @@ type store struct {
 	before func(context.Context, int) error
 }
 
-func (s *store) Events(string) corev1client.EventInterface { return s }
+func (s *store) in(string) kube.Events { return s }
 
 func (s *store) begin(ctx context.Context) error {
 	s.mu.Lock()
@@ -127,7 +127,7 @@ type recorder struct {
 
 func newRecorder() recorder {
 	r := recorder{store: &store{objects: map[string]*corev1.Event{}}, registry: prometheus.NewRegistry()}
-	r.Recorder = New(r.store, r.registry, zap.NewNop())
+	r.Recorder = New(r.store.in, r.registry, zap.NewNop())
 	return r
 }
 
@@ -282,7 +282,7 @@ func TestSuccessIsToldOnce(t *testing.T) {
 			t.Errorf("%+v after %d requests", e, requests)
 		}
 		// Another replica has told it already.
-		other := New(r.store, prometheus.NewRegistry(), zap.NewNop())
+		other := New(r.store.in, prometheus.NewRegistry(), zap.NewNop())
 		other.write(t.Context(), event{reference("Pod", "ns", "young", "uid-young"), say(diagnosis.Serving, "served"), time.Now()})
 		requests, _ = r.store.seen()
 		if e := r.store.only(t); e.Count != 1 || requests != 2 {

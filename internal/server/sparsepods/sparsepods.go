@@ -18,9 +18,9 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes/scheme"
-	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
+
+	"github.com/iam4kube/iam4kube/internal/kube"
 )
 
 // New returns a client that gets pods with no more than these fields: name, namespace, UID,
@@ -28,11 +28,15 @@ import (
 // node, and whether it has the host's network; phase, addresses, and which containers have
 // terminated. An answer that is no protobuf of a pod, or of a list of them, is read as by
 // client-go.
-func New(config *rest.Config, client *http.Client, annotations ...string) (corev1client.PodsGetter, error) {
+func New(config *rest.Config, client *http.Client, annotations ...string) (kube.Pods, error) {
+	all, err := kube.Codecs(corev1.AddToScheme)
+	if err != nil {
+		return nil, err
+	}
 	config = rest.CopyConfig(config)
 	config.APIPath, config.GroupVersion = "/api", &corev1.SchemeGroupVersion
 	config.NegotiatedSerializer = codecs{
-		scheme.Codecs.WithoutConversion(),
+		all,
 		// By which the API server marks the end of what was there, in a bookmark.
 		append(slices.Clone(annotations), metav1.InitialEventsAnnotationKey),
 	}
@@ -40,7 +44,7 @@ func New(config *rest.Config, client *http.Client, annotations ...string) (corev
 	if err != nil {
 		return nil, fmt.Errorf("make a client for the API server: %w", err)
 	}
-	return corev1client.New(c), nil
+	return kube.Core{Interface: c}.Pods(), nil
 }
 
 type codecs struct {

@@ -29,14 +29,20 @@ type Objects[T, L any] interface {
 	Watch(context.Context, metav1.ListOptions) (watch.Interface, error)
 }
 
-type (
-	// Pods are that, and so are the others of the core group.
-	Pods            = Objects[*corev1.Pod, *corev1.PodList]
-	Nodes           = Objects[*corev1.Node, *corev1.NodeList]
-	Secrets         = Objects[*corev1.Secret, *corev1.SecretList]
-	Events          = Objects[*corev1.Event, *corev1.EventList]
-	ServiceAccounts = Objects[*corev1.ServiceAccount, *corev1.ServiceAccountList]
-)
+// Pods are Objects.
+type Pods = Objects[*corev1.Pod, *corev1.PodList]
+
+// Nodes are Objects.
+type Nodes = Objects[*corev1.Node, *corev1.NodeList]
+
+// Secrets are Objects.
+type Secrets = Objects[*corev1.Secret, *corev1.SecretList]
+
+// Events are Objects.
+type Events = Objects[*corev1.Event, *corev1.EventList]
+
+// ServiceAccounts are Objects.
+type ServiceAccounts = Objects[*corev1.ServiceAccount, *corev1.ServiceAccountList]
 
 // Pods are those of all namespaces.
 func (c Core) Pods() Pods {

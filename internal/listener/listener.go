@@ -59,7 +59,8 @@ type Listener struct {
 	conns []*conn
 }
 
-// Listen is net.Listen with TCP and with limits. The deadlines of its connections need Sweep.
+// Listen is net.Listen with TCP and with limits. The deadlines of its connections need Sweep. Of
+// its lines others can cause any number: log is logging.Sampled.
 func Listen(ctx context.Context, address string, limits Limits, log *zap.Logger) (*Listener, error) {
 	// Every state of a connection has a deadline of two minutes at most, before which a probe
 	// of a client that is gone says nothing new. Each of its settings is a system call.
@@ -84,7 +85,7 @@ func Listen(ctx context.Context, address string, limits Limits, log *zap.Logger)
 }
 
 func newListener(l net.Listener, limits Limits, log *zap.Logger) *Listener {
-	return &Listener{Listener: l, shares: NewShares(limits.Connections, limits.PerSource), log: logging.Sampled(log), start: time.Now()}
+	return &Listener{Listener: l, shares: NewShares(limits.Connections, limits.PerSource), log: log, start: time.Now()}
 }
 
 // Accept implements net.Listener.

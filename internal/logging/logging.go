@@ -103,9 +103,9 @@ func Sampled(log *zap.Logger) *zap.Logger {
 	}))
 }
 
-// ForHTTP returns a logger for http.Server.ErrorLog.
-func ForHTTP(l *zap.Logger) *log.Logger {
-	return log.New(httpErrors{Sampled(l)}, "", 0)
+// ForHTTP returns a logger for http.Server.ErrorLog that writes through one which is Sampled.
+func ForHTTP(sampled *zap.Logger) *log.Logger {
+	return log.New(httpErrors{sampled}, "", 0)
 }
 
 type httpErrors struct{ log *zap.Logger }

@@ -62,6 +62,7 @@ type Server struct {
 // Listen opens the listener of every endpoint, or of none: an address that is taken ends
 // the start. Connections are accepted by Run.
 func Listen(ctx context.Context, log *zap.Logger, endpoints ...Endpoint) ([]*Server, error) {
+	log = logging.Sampled(log) // once: it counts in half a megabyte
 	var servers []*Server
 	for _, e := range endpoints {
 		l, err := listener.Listen(ctx, e.Address, e.Limits, log)

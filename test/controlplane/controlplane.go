@@ -14,9 +14,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -43,14 +45,16 @@ type ControlPlane struct {
 	// Client has all rights, no rate limit, and speaks protobuf.
 	Client kubernetes.Interface
 
-	options   Options
-	binDir    string
-	program   string // the API server's
-	dir       string
-	etcdPort  port
-	peerPort  port
-	apiPort   port
-	etcd      *process
+	options  Options
+	binDir   string
+	program  string // the API server's
+	dir      string
+	etcdPort port
+	peerPort port
+	apiPort  port
+	etcd     *process
+	// policy is that of sched(7).
+	policy    uint32
 	apiServer *process
 	config    *rest.Config
 }
@@ -141,7 +145,42 @@ func (cp *ControlPlane) StartAPIServer(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if cp.policy != unix.SCHED_NORMAL { // else it is as whoever starts it
+		if err := cp.schedule(cp.apiServer); err != nil {
+			return err
+		}
+	}
 	return cp.waitReady(ctx)
+}
+
+// Yield lets API server and etcd have from now on, also where they are started again, no processor
+// that somebody else wants (SCHED_IDLE, sched(7)): in a cluster they have their own. Or no longer.
+func (cp *ControlPlane) Yield(yields bool) error {
+	cp.policy = unix.SCHED_NORMAL
+	if yields {
+		cp.policy = unix.SCHED_IDLE
+	}
+	return errors.Join(cp.schedule(cp.apiServer), cp.schedule(cp.etcd))
+}
+
+// schedule is for all threads that the process has. Those that it starts do as they do.
+func (cp *ControlPlane) schedule(p *process) error {
+	pid := p.cmd.Process.Pid
+	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	if err != nil {
+		return err
+	}
+	for _, task := range tasks {
+		id, err := strconv.Atoi(task.Name())
+		if err != nil {
+			return err
+		}
+		err = unix.SchedSetAttr(id, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: cp.policy}, 0)
+		if err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("set how %s is scheduled: %w", p.cmd.Path, err)
+		}
+	}
+	return nil
 }
 
 // waitReady polls: whoever starts a process has no other way to learn that it listens.

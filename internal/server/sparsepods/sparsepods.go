@@ -35,6 +35,7 @@ func New(config *rest.Config, client *http.Client, annotations ...string) (kube.
 	}
 	config = rest.CopyConfig(config)
 	config.APIPath, config.GroupVersion = "/api", &corev1.SchemeGroupVersion
+	config.QPS = -1 // hundreds of pages, each of which waits for the one before
 	config.NegotiatedSerializer = codecs{
 		all,
 		// By which the API server marks the end of what was there, in a bookmark.

@@ -64,7 +64,7 @@ func BenchmarkScale(b *testing.B) {
 	b.Setenv("KUBE_FEATURE_WatchListClient", "true")
 	measureSync(b, r, "streaming lists", c.pods)
 	b.Setenv("KUBE_FEATURE_WatchListClient", "false")
-	measureSync(b, r, "lists in pages of 100", c.pods)
+	measureSync(b, r, "lists in pages of 250", c.pods)
 	r.print()
 	b.ReportMetric(0, "ns/op")
 }

@@ -119,10 +119,8 @@ func (e *Environment) AWSEnviron() []string { return e.sts.Environ(identity) }
 // Leak returns a part of the text around a secret that the fake STS knows, empty if the
 // text holds none.
 func (e *Environment) Leak(text string) string {
-	for _, secret := range e.STS.Secrets() {
-		if i := strings.Index(text, secret); i >= 0 {
-			return text[max(0, i-200):min(len(text), i+len(secret)+20)]
-		}
+	if at, length := e.STS.FindSecret(text); length > 0 {
+		return text[max(0, at-200):min(len(text), at+length+20)]
 	}
 	return ""
 }

@@ -70,7 +70,7 @@ func (f *Fake) assumeRoleWithWebIdentity(ctx context.Context, req *assumeRequest
 // assumeRoleWithToken is the same for a token that has to be verified.
 func (f *Fake) assumeRoleWithToken(ctx context.Context, req *assumeRequest) (Issued, WebIdentity, *apiError) {
 	f.mu.Lock()
-	f.secrets = append(f.secrets, req.token)
+	f.keepSecret(req.token)
 	f.mu.Unlock()
 	arn, _ := parseRoleARN(req.role) // parseAssumeRequest has looked at it
 	t, provider, err := f.verifyToken(ctx, req.token, arn.account)
@@ -140,7 +140,8 @@ func (f *Fake) issue(i Issued) Issued {
 	defer f.mu.Unlock()
 	f.issued[i.AccessKeyID] = i
 	f.identities[i.AccessKeyID] = identity{arn: i.ARN(), accessKeyID: i.AccessKeyID, secret: i.SecretAccessKey, session: &i}
-	f.secrets = append(f.secrets, i.SecretAccessKey, i.SessionToken)
+	f.keepSecret(i.SecretAccessKey)
+	f.keepSecret(i.SessionToken)
 	return i
 }
 

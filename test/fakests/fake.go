@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -94,6 +96,7 @@ type Fake struct {
 	attempts   []*Attempt
 	changed    chan struct{} // closed at the next change of attempts; nil when nobody waits
 	secrets    []string
+	tails      map[string][]string // of secrets, by their last bytes
 }
 
 var _ http.Handler = (*Fake)(nil)
@@ -106,6 +109,7 @@ func New(cfg Config) *Fake {
 		partition:  partitionOf(cfg.Region),
 		identities: map[string]identity{},
 		roles:      map[string]Role{},
+		tails:      map[string][]string{},
 		tokens:     map[string]WebIdentity{},
 		providers:  map[[2]string]OIDCProvider{},
 		published:  map[string]*published{},
@@ -129,7 +133,7 @@ func (f *Fake) addKey(key Key) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.identities[key.AccessKeyID] = identity{arn: key.ARN, accessKeyID: key.AccessKeyID, secret: key.SecretAccessKey}
-	f.secrets = append(f.secrets, key.SecretAccessKey)
+	f.keepSecret(key.SecretAccessKey)
 	return nil
 }
 
@@ -181,7 +185,7 @@ func (f *Fake) AddWebIdentity(token string, identity WebIdentity) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.tokens[token] = identity
-	f.secrets = append(f.secrets, token)
+	f.keepSecret(token)
 }
 
 // IssueSession returns credentials of a role session that came about without
@@ -213,6 +217,43 @@ func (f *Fake) Secrets() []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return append([]string(nil), f.secrets...)
+}
+
+// tail is how many of a secret's last bytes it is found by.
+const tail = 16
+
+// keepSecret needs mu.
+func (f *Fake) keepSecret(secret string) {
+	f.secrets = append(f.secrets, secret)
+	if len(secret) < tail {
+		return
+	}
+	end := secret[len(secret)-tail:]
+	if !slices.Contains(f.tails[end], secret) {
+		f.tails[end] = append(f.tails[end], secret)
+	}
+}
+
+// FindSecret returns where in the text one of Secrets is, and its length, 0 if there is none. It
+// goes through the text once: there may be 100,000 secrets, and 100 MB of logs.
+func (f *Fake) FindSecret(text string) (at, length int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, secret := range f.secrets {
+		if len(secret) < tail {
+			if i := strings.Index(text, secret); i >= 0 {
+				return i, len(secret)
+			}
+		}
+	}
+	for end := tail; end <= len(text); end++ {
+		for _, secret := range f.tails[text[end-tail:end]] {
+			if strings.HasSuffix(text[:end], secret) {
+				return end - len(secret), len(secret)
+			}
+		}
+	}
+	return 0, 0
 }
 
 // Load adds keys, roles and providers from JSON: {"keys": [Key…], "roles": [Role…],

@@ -148,6 +148,31 @@ func TestSecretsAreAllThatMustNotLeak(t *testing.T) {
 	}
 }
 
+func TestFindSecret(t *testing.T) {
+	f := newFake()
+	f.AddWebIdentity("short", fakests.WebIdentity{})
+	f.AddWebIdentity("another, that ends as "+serverKey.SecretAccessKey, fakests.WebIdentity{})
+	if _, err := assume(t, serverClient(start(t, f))); err != nil {
+		t.Fatal(err)
+	}
+	for _, secret := range f.Secrets() {
+		for text, begin := range map[string]int{secret: 0, "before " + secret: 7, secret + " after": 0} {
+			// A secret that ends as another one is found by either.
+			if at, length := f.FindSecret(text); length == 0 || at < begin || at+length != begin+len(secret) {
+				t.Errorf("%q: %d bytes at %d, want %d at %d", text, length, at, len(secret), begin)
+			}
+		}
+		for _, text := range []string{secret[:len(secret)-1], secret[:3] + " " + secret[3:]} {
+			if strings.HasSuffix(text, serverKey.SecretAccessKey) {
+				continue
+			}
+			if at, length := f.FindSecret(text); length > 0 {
+				t.Errorf("%q is in %q", text[at:at+length], text)
+			}
+		}
+	}
+}
+
 func TestExpirationWithFractionalSeconds(t *testing.T) {
 	for fractional, c := range map[bool]struct{ text, parsed string }{
 		false: {"<Expiration>2000-01-01T01:00:00Z</Expiration>", "2000-01-01T01:00:00Z"},

@@ -40,15 +40,7 @@ func (c IssuerConfig) Validate() error {
 
 // RunIssuer prints the issuer's documents or rotates its key, and says what is to be done.
 func RunIssuer(ctx context.Context, cfg IssuerConfig, documents, say io.Writer) error {
-	config, err := kube.Config(cfg.Kubeconfig, "iam4kube-server", &kube.Reach{})
-	if err != nil {
-		return err
-	}
-	httpClient, _, err := kube.HTTPClient(config)
-	if err != nil {
-		return err
-	}
-	client, err := kube.NewCore(config, httpClient)
+	client, err := apiServer(cfg.Kubeconfig)
 	if err != nil {
 		return err
 	}
@@ -57,4 +49,17 @@ func RunIssuer(ctx context.Context, cfg IssuerConfig, documents, say io.Writer) 
 		return operator.Rotate(ctx, *cfg.Rotation)
 	}
 	return operator.Print(ctx, cfg.Out)
+}
+
+// apiServer is the client of a command that asks and ends.
+func apiServer(kubeconfig string) (kube.Core, error) {
+	config, err := kube.Config(kubeconfig, "iam4kube-server", &kube.Reach{})
+	if err != nil {
+		return kube.Core{}, err
+	}
+	client, _, err := kube.HTTPClient(config)
+	if err != nil {
+		return kube.Core{}, err
+	}
+	return kube.NewCore(config, client)
 }

@@ -13,7 +13,6 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/util/validation"
 
-	"github.com/iam4kube/iam4kube/internal/kube"
 	"github.com/iam4kube/iam4kube/internal/server/role"
 	"github.com/iam4kube/iam4kube/internal/server/sts"
 	"github.com/iam4kube/iam4kube/internal/server/trust"
@@ -82,15 +81,7 @@ func RunTrust(ctx context.Context, cfg TrustConfig, log *zap.Logger, out io.Writ
 
 // annotatedRole is that of the ServiceAccount, which is listed because the server may do that.
 func annotatedRole(ctx context.Context, cfg TrustConfig) (*role.Role, error) {
-	config, err := kube.Config(cfg.Kubeconfig, "iam4kube-server", &kube.Reach{})
-	if err != nil {
-		return nil, err
-	}
-	httpClient, _, err := kube.HTTPClient(config)
-	if err != nil {
-		return nil, err
-	}
-	client, err := kube.NewCore(config, httpClient)
+	client, err := apiServer(cfg.Kubeconfig)
 	if err != nil {
 		return nil, err
 	}

@@ -45,18 +45,18 @@ type ControlPlane struct {
 	// Client has all rights, no rate limit, and speaks protobuf.
 	Client kubernetes.Interface
 
-	options  Options
-	binDir   string
-	program  string // the API server's
-	dir      string
-	etcdPort port
-	peerPort port
-	apiPort  port
-	etcd     *process
-	// policy is that of sched(7).
-	policy    uint32
+	options   Options
+	binDir    string
+	program   string // the API server's
+	dir       string
+	etcdPort  port
+	peerPort  port
+	apiPort   port
+	etcd      *process
 	apiServer *process
 	config    *rest.Config
+	// policy is how both are scheduled, of sched(7).
+	policy uint32
 }
 
 // Start builds what is missing, starts etcd and kube-apiserver on free ports of

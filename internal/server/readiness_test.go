@@ -238,8 +238,8 @@ func TestNotReadyWithoutIdentityOrSTS(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				b := newRig(t, 10*time.Minute)
 				b.learnKey()
-				close(b.list)
 				b.cache.Want(roleNamed("app"))
+				close(b.list)
 				b.want(t, errNotFilled)
 				for range 5 {
 					b.sts <- failure
@@ -254,8 +254,8 @@ func TestNotReadyWithoutIdentityOrSTS(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				b := newRig(t, time.Minute)
 				b.learnKey()
-				close(b.list)
 				b.cache.Want(roleNamed("app"))
+				close(b.list)
 				b.want(t, errNotFilled)
 				b.sts <- failure
 				wait(time.Minute - time.Second)

@@ -77,13 +77,27 @@ test-unit: ## what needs no root and no API server, within a minute
 	cd $(PLUGIN) && $(GOTEST) $(TESTFLAGS) ./...
 	cd test && $(GOTEST) -count=1 $(TESTFLAGS) $$($(TEST_PACKAGES) | grep -E '/($(TEST_UNIT))$$')
 
-# Parallel tests of a package are beside each other, because they wait more than they work, and two packages, because most
-# keep more than one processor busy. Backwards, so that the last packages are not those that wait most. -count=1 as above.
+# -count=1 as above.
+GOTEST_ROOT := -count=1 -parallel 8 -timeout 30m
+
+# What computes takes the time that all others wait, and no more: SCHED_IDLE, chrt(1).
 .PHONY: test
 test: test-unit test-tools ## everything, as root on Debian: real API server, real AWS clients in network namespaces
-	cd test && CGO_ENABLED=0 $(filter-out -race,$(GOTEST)) -count=1 -p 2 -parallel 8 -timeout 30m $(TESTFLAGS) $$($(TEST_PACKAGES) | grep -E '/($(TEST_PLAIN))$$')
-	cd test && $(GOTEST) -count=1 -p 2 -parallel 8 -timeout 30m $(TESTFLAGS) $$($(TEST_PACKAGES) | grep -Ev '/($(TEST_UNIT)|$(TEST_PLAIN)|$(TEST_TIMED)|$(TEST_PAGE)|$(TEST_BENCH))$$' | sort -r)
-	cd test && $(GOTEST) -count=1 -p 1 -parallel 8 -timeout 30m $(TESTFLAGS) $$($(TEST_PACKAGES) | grep -E '/($(TEST_TIMED))$$')
+	$(MAKE) --no-print-directory -j 2 test-timed test-plain
+
+.PHONY: test-plain
+test-plain:
+	cd test && CGO_ENABLED=0 chrt --idle 0 env $(filter-out -race,$(GOTEST)) $(GOTEST_ROOT) -p 2 $(TESTFLAGS) $$($(TEST_PACKAGES) | grep -E '/($(TEST_PLAIN))$$')
+
+# Parallel tests of a package are beside each other, because they wait more than they work, and two packages, because most
+# keep more than one processor busy. Backwards, so that the last packages are not those that wait most.
+.PHONY: test-others
+test-others:
+	cd test && $(GOTEST) $(GOTEST_ROOT) -p 2 $(TESTFLAGS) $$($(TEST_PACKAGES) | grep -Ev '/($(TEST_UNIT)|$(TEST_PLAIN)|$(TEST_TIMED)|$(TEST_PAGE)|$(TEST_BENCH))$$' | sort -r)
+
+.PHONY: test-timed
+test-timed: test-others # no two at once
+	cd test && $(GOTEST) $(GOTEST_ROOT) -p 1 $(TESTFLAGS) $$($(TEST_PACKAGES) | grep -E '/($(TEST_TIMED))$$')
 
 .PHONY: test-page
 test-page: control-plane ## the page of the debug listener in Chromium, as root on Debian; TESTFLAGS=-update makes the pictures of docs/ anew

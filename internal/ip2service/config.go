@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -60,6 +62,8 @@ func (c Config) Validate() error {
 		return nil
 	case len(c.Intercept) == 0:
 		return errors.New("--intercept-ip is empty, want an IP address")
+	case c.AllowDNS && slices.ContainsFunc(c.Intercept, func(i netip.AddrPort) bool { return i.Port() == 53 }):
+		return errors.New("--allow-dns lets port 53 pass, want another --intercept-port")
 	case c.Mode == ModePod:
 		return c.validatePod()
 	case len(validation.IsDNS1123Label(c.ServiceNamespace)) > 0:
@@ -68,8 +72,10 @@ func (c Config) Validate() error {
 		return fmt.Errorf("--service-name %q: want the name of a Service, up to 63 lower-case letters, digits or -", c.ServiceName)
 	case c.BPFDir == "":
 		return errors.New("--bpf-dir is empty, want a folder of a BPF file system, such as /sys/fs/bpf/iam4kube")
-	case c.ServiceTargetPort == "":
-		return errors.New("--service-target-port is empty, want the name or the number of a port")
+	case filepath.Clean(c.BPFDir) == "/sys/fs/bpf":
+		return errors.New("--bpf-dir /sys/fs/bpf is everybody's, want a folder of its own, such as /sys/fs/bpf/iam4kube")
+	case !validPort(c.ServiceTargetPort):
+		return fmt.Errorf("--service-target-port %q: want the name or the number of a port", c.ServiceTargetPort)
 	case c.MaxStaleness != 0 && c.MaxStaleness < minStaleness:
 		return fmt.Errorf("--max-staleness %v: want 0, which sets no limit, or at least %v: a quiet watch is silent for up to three minutes", c.MaxStaleness, minStaleness)
 	case c.InterceptHost && !slices.ContainsFunc(c.Intercept, func(i netip.AddrPort) bool { return !routes.Metadata(i.Addr()) }):
@@ -82,6 +88,13 @@ func (c Config) Validate() error {
 		return fmt.Errorf("--startup-taint %q: want the key of a taint, such as iam4kube.io/not-ready", c.StartupTaint)
 	}
 	return nil
+}
+
+func validPort(text string) bool {
+	if number, err := strconv.Atoi(text); err == nil {
+		return len(validation.IsValidPortNum(number)) == 0
+	}
+	return len(validation.IsDNS1123Label(text)) == 0
 }
 
 func (c Config) validatePod() error {

@@ -28,6 +28,8 @@ const (
 type programsPath interface {
 	dataPath
 	Programs() bpf.Programs
+	// Attached says whether there are programs already, of this run or an earlier one.
+	Attached() bool
 }
 
 // dataPaths bring a node's routes into netfilter, and where eBPF is chosen into that, too.
@@ -58,8 +60,12 @@ func nodePath(cfg Config, log *zap.Logger) dataPath { return newDataPaths(cfg, l
 func (d *dataPaths) Sync(want routes.Routes) (changed bool, err error) {
 	changed, err = d.rules.Sync(want)
 	if choice := d.chosen(); choice != dataPathNFTables {
+		// Nothing is left to rules that may not be there.
+		want.Bypassed = want.Bypassed || err != nil
+		// Programs that are there are not given up for rules that may not see what they see.
+		kept := choice != dataPathAuto || d.programs.Attached()
 		also, programsErr := d.programs.Sync(want)
-		if choice != dataPathAuto || !errors.Is(programsErr, routes.ErrUnsupported) && !errors.Is(programsErr, routes.ErrPermission) {
+		if kept || !errors.Is(programsErr, routes.ErrUnsupported) && !errors.Is(programsErr, routes.ErrPermission) {
 			d.led(programsErr == nil)
 			return changed || also, errors.Join(err, programsErr)
 		}

@@ -21,6 +21,9 @@ import (
 // fakePrograms is a data path of programs.
 type fakePrograms struct{ fakeKernel }
 
+// Attached implements programsPath.
+func (p *fakePrograms) Attached() bool { return p.text() != "" }
+
 // Programs implements programsPath.
 func (p *fakePrograms) Programs() bpf.Programs { return bpf.Programs{Attached: 6, Effective: 5} }
 
@@ -99,6 +102,32 @@ func TestAutoChoosesWhatCanBeHad(t *testing.T) {
 	p.programs.fail(routes.ErrUnsupported, nil) // later it is a failure
 	if _, err := p.Sync(node1); !errors.Is(err, routes.ErrUnsupported) {
 		t.Error(err)
+	}
+}
+
+// Where auto finds programs of an earlier run, they stay although all of them cannot be had any more: rules
+// may not see what they see.
+func TestAutoKeepsProgramsOfAnEarlierRun(t *testing.T) {
+	for _, reason := range []error{routes.ErrUnsupported, routes.ErrPermission} {
+		p := newTwoPaths(dataPathAuto)
+		p.programs.there = &routes.Routes{}
+		p.programs.fail(reason, nil)
+		for range 2 {
+			if _, err := p.Sync(node1); !errors.Is(err, reason) || p.programs.text() == "" || p.rules.text() == "" {
+				t.Errorf("%v, programs %q, rules %q", err, p.programs.text(), p.rules.text())
+			}
+		}
+	}
+}
+
+// To rules that could not be brought in, programs leave nothing.
+func TestProgramsCountOnNoRulesThatFail(t *testing.T) {
+	p := newTwoPaths(dataPathEBPF)
+	for _, failure := range []error{errKernel, nil} {
+		p.rules.fail(failure, nil)
+		if _, err := p.Sync(node1); !errors.Is(err, failure) || p.programs.there.Bypassed != (failure != nil) {
+			t.Errorf("%v, %+v", err, p.programs.there)
+		}
 	}
 }
 

@@ -138,6 +138,19 @@ func TestProgramsOfOthersAreNotSwitchedOff(t *testing.T) {
 			if err != nil && !errors.Is(err, routes.ErrUnsupported) {
 				t.Errorf("%v is not %v", err, routes.ErrUnsupported)
 			}
+			// What is led by no program is left to the rules, and dropped where they do not see it.
+			if c.refuse != "" && c.before {
+				for bypassed, want := range []int{0, 1} {
+					wanted := routesTo(r.endpoints...)
+					wanted.Bypassed = bypassed == 1
+					if _, err := r.kernel.Sync(wanted); !errors.Is(err, routes.ErrUnsupported) {
+						t.Errorf("bypassed %d: %v", bypassed, err)
+					}
+					if run := effective(t, ebpf.AttachCGroupInetEgress); run != want {
+						t.Errorf("bypassed %d: %d programs judge packets", bypassed, run)
+					}
+				}
+			}
 			if run, want := effective(t, ebpf.AttachCGroupInet4Connect), map[string]int{"": 2}[c.refuse]; run != max(want, 1) {
 				t.Errorf("%d programs are run, want %d", run, max(want, 1))
 			}

@@ -1,8 +1,10 @@
 package rules
 
 import (
+	"errors"
 	"net/netip"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -117,6 +119,33 @@ func TestRulesWithoutHalfOpen(t *testing.T) {
 		if g.name != "node-unknown" {
 			wantText(t, g)
 		}
+	}
+}
+
+// What a kernel lacks for one family keeps the other one from nothing, and is told of.
+func TestFamilyThatTheKernelLacks(t *testing.T) {
+	g := goldenOf(t, "node-dual-1")
+	for _, lacking := range routes.Families {
+		noTables(t)
+		rules := ruleset.Build(g.routes)
+		i := slices.IndexFunc(rules, func(table ruleset.Table) bool { return table.Family == lacking })
+		base := slices.IndexFunc(rules[i].Chains, func(c ruleset.Chain) bool { return c.Hook != "" })
+		rules[i].Chains[base].Type = "no-such-type"
+		for range 2 {
+			if _, err := nftables.Transact(rules); !errors.Is(err, routes.ErrUnsupported) {
+				t.Fatalf("without %s: %v", lacking, err)
+			}
+			text := node.NFT(t, "list", "ruleset")
+			for _, family := range routes.Families {
+				if has := strings.Contains(text, "table "+string(family)+" "+ruleset.TableName+" "); has != (family != lacking) {
+					t.Errorf("without %s, table %s is there: %v", lacking, family, has)
+				}
+			}
+		}
+		if _, err := kernel.Sync(g.routes); err != nil {
+			t.Fatal(err)
+		}
+		wantText(t, g)
 	}
 }
 

@@ -96,21 +96,40 @@ func (k *Kernel) sync(want routes.Routes) (changed bool, err error) {
 		}
 	}()
 	k.load(different)
+	var failed error
 	for _, r := range different { // as many as can be, in their order: each closes a way
+		if failed != nil && r.spec.AttachType == ebpf.AttachCGroupInetEgress && !want.Bypassed {
+			break // it would drop what no program leads, and the rules do
+		}
 		now, err := k.attach(r)
 		if err != nil {
-			return changed, explain(r.spec.Name, err)
+			failed = errors.Join(failed, explain(r.spec.Name, err))
+			continue
 		}
 		changed = true
 		next.Programs[r.spec.Name] = now
 	}
 	if changed || repaired || !next.equal(record) {
 		if err := k.write(next); err != nil {
-			return changed, explain("state", err)
+			return changed, errors.Join(failed, explain("state", err))
 		}
 	}
 	k.state, err = k.judge(next)
-	return changed || repaired, err
+	return changed || repaired, errors.Join(failed, err)
+}
+
+// Attached says whether a program is attached to a cgroup that there is, of this process or an earlier one.
+func (k *Kernel) Attached() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.ContainsFunc(programs(routes.Routes{}, features{}), func(spec *ebpf.ProgramSpec) bool {
+		l := k.link(spec.Name, k.pin(spec))
+		if l == nil {
+			return false
+		}
+		i, err := infoOf(l)
+		return err == nil && i.cgroup != 0
+	})
 }
 
 // prepare finds out what does not change.

@@ -30,8 +30,7 @@ var families = map[routes.Family]nft.TableFamily{
 	routes.IPv6: nft.TableFamilyIPv6,
 }
 
-// Sync makes the kernel's tables those of the routes. On an error nothing was changed.
-// Kernels without ruleset.HalfOpen get the rest.
+// Sync makes the kernel's tables those of the routes, as Transact does. Kernels without ruleset.HalfOpen get the rest.
 func (Kernel) Sync(want routes.Routes) (changed bool, err error) {
 	rules := ruleset.Build(want)
 	changed, err = Transact(rules)
@@ -43,8 +42,20 @@ func (Kernel) Sync(want routes.Routes) (changed bool, err error) {
 
 // Transact makes the kernel's tables those of the ruleset, in one transaction: at every
 // moment a packet meets either all old or all new rules. It says whether anything had
-// to be changed. On an error nothing was.
+// to be changed. On an error nothing was, unless the kernel lacks a part for one of two
+// families: the other one is not left open for that.
 func Transact(want ruleset.Ruleset) (changed bool, err error) {
+	changed, err = transact(want)
+	if errors.Is(err, routes.ErrUnsupported) && len(want) > 1 {
+		for _, table := range want {
+			also, _ := transact(ruleset.Ruleset{table}) // one of them fails as before
+			changed = changed || also
+		}
+	}
+	return changed, err
+}
+
+func transact(want ruleset.Ruleset) (changed bool, err error) {
 	conn, err := nft.New(nft.AsLasting())
 	if err != nil {
 		return false, explain("open", err)

@@ -60,6 +60,16 @@ func (l *look) wants(label string) bool {
 	return l.namespace != nil && l.namespace.Labels[label] == inject.Enabled && l.pod.Labels[label] != inject.Disabled
 }
 
+// insists is whether the namespace insists on tokens: with any value of label or annotation.
+func (l *look) insists() bool {
+	if l.namespace == nil {
+		return false
+	}
+	_, label := l.namespace.Labels[identityLabel]
+	_, annotation := l.namespace.Annotations[identityLabel]
+	return label || annotation
+}
+
 func (l *look) routingLink(ctx context.Context) (finding.Finding, error) {
 	if l.pod.Spec.HostNetwork {
 		return l.onHostNetwork(), nil
@@ -175,7 +185,7 @@ func lastLine(log string) string {
 var own = []string{"AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_EC2_METADATA_DISABLED"}
 
 func (l *look) tokenLink(context.Context) (finding.Finding, error) {
-	if only := l.namespace != nil && l.namespace.Labels[identityLabel] == identityToken; only && !hasToken(l.pod) {
+	if l.insists() && !hasToken(l.pod) {
 		return finding.Of(l.subject().Refused(diagnosis.TokenRequired)), nil
 	}
 	if l.wants(inject.TokenLabel) && !hasToken(l.pod) {

@@ -187,6 +187,21 @@ func TestAllowedRoles(t *testing.T) {
 }
 
 // Pods of a namespace that is not known yet wait for it, because it may want tokens.
+// Whoever sets label or annotation wants the namespace closed, also if the value is not the one that is documented.
+func TestWhatClosesANamespace(t *testing.T) {
+	for _, value := range []string{"token", "Token", "tokens", "true", ""} {
+		said := map[string]string{LabelIdentity: value}
+		for where, o := range map[string]metav1.ObjectMeta{"label": {Labels: said}, "annotation": {Annotations: said}} {
+			if !keepNamespace(&metav1.PartialObjectMetadata{ObjectMeta: o}).TokensOnly {
+				t.Errorf("open with the %s %q", where, value)
+			}
+		}
+	}
+	if keepNamespace(&metav1.PartialObjectMetadata{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{LabelToken: tokenEnabled}}}).TokensOnly {
+		t.Error("closed by nobody")
+	}
+}
+
 func TestNamespaceComesLast(t *testing.T) {
 	w := newWorld()
 	podSink{w.Index}.Set(keepPod(pod("a", "10.0.0.1")))

@@ -8,10 +8,10 @@ import (
 	"github.com/iam4kube/iam4kube/internal/server/role"
 )
 
-// LabelIdentity of a namespace says how its pods are known, Token that it is by tokens alone.
 const (
+	// LabelIdentity of a namespace says that its pods are known by tokens alone. Its value is "token". One
+	// that is misspelled does not open what was meant to be closed, so the server takes any.
 	LabelIdentity = "iam4kube.io/identity"
-	identityToken = "token"
 	// LabelToken of a namespace says that its pods get tokens.
 	LabelToken   = "iam4kube.io/token"
 	tokenEnabled = "enabled"
@@ -48,11 +48,9 @@ type namespace struct {
 // keepNamespace takes the label, and the annotation of the same name: whoever sets either
 // wants it closed.
 func keepNamespace(n *metav1.PartialObjectMetadata) *Namespace {
-	kept := &Namespace{
-		Name:       shared(n.Name),
-		TokensOnly: n.Labels[LabelIdentity] == identityToken || n.Annotations[LabelIdentity] == identityToken,
-		Tokens:     n.Labels[LabelToken] == tokenEnabled,
-	}
+	_, label := n.Labels[LabelIdentity]
+	_, annotation := n.Annotations[LabelIdentity]
+	kept := &Namespace{Name: shared(n.Name), TokensOnly: label || annotation, Tokens: n.Labels[LabelToken] == tokenEnabled}
 	if allowed, ok := n.Annotations[role.AnnotationAllowed]; ok {
 		kept.Allowed = role.ParseAllowed(allowed)
 	}

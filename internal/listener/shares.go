@@ -38,7 +38,7 @@ func NewShares(total, perSource int64) *Shares {
 	return &Shares{total: total, perSource: perSource, held: map[netip.Addr]*atomic.Int64{}, refused: map[Refusal]uint64{}}
 }
 
-// Take gives n to a source, or says why not. Whoever has taken it gives it back.
+// Take gives n, which may be 0, to a source, or says why not. Whoever has taken it gives it back.
 func (s *Shares) Take(source netip.Addr, n int64) (Refusal, bool) {
 	_, refusal := s.take(source, n)
 	return refusal, refusal == ""
@@ -73,7 +73,8 @@ func (s *Shares) Give(source netip.Addr, n int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.sum.Add(-n)
-	if held := s.held[source]; held.Add(-n) <= 0 {
+	// One that holds nothing is not in it, even if it has not given that back.
+	if held := s.held[source]; held != nil && held.Add(-n) <= 0 {
 		delete(s.held, source)
 	}
 }

@@ -68,6 +68,22 @@ func TestSharesSayWhy(t *testing.T) {
 	}
 }
 
+// Nothing can be taken several times at once, and be given back: requests without a body.
+func TestSharesOfNothing(t *testing.T) {
+	s := NewShares(10, 4)
+	for _, n := range []int64{0, 0, 3} {
+		if why, ok := s.Take(address(1), n); !ok {
+			t.Fatal(why)
+		}
+	}
+	for _, n := range []int64{3, 0, 0} {
+		s.Give(address(1), n)
+	}
+	if held, _ := s.Count(TooMany); held != 0 || len(s.held) != 0 {
+		t.Errorf("%d held by %d", held, len(s.held))
+	}
+}
+
 // A source is told before it has all that it may, and others are not.
 func TestCrowded(t *testing.T) {
 	s := NewShares(1000, 100)

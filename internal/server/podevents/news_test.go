@@ -37,6 +37,16 @@ func TestServiceAccountsAreTold(t *testing.T) {
 	})
 }
 
+// What has no reason of an event, such as a ServiceAccount that was made anew, is in answers and in the log alone.
+func TestWithoutAReasonThereIsNoEvent(t *testing.T) {
+	r := newRecorder() // nobody writes
+	r.Record(pod("p"), diagnosis.Subject{}.Refused(diagnosis.AccountGone))
+	r.Record(pod("p"), diagnosis.Subject{}.Missing(diagnosis.Namespace))
+	if r.failures.length != 0 || len(r.told) != 0 {
+		t.Errorf("%d events, told %v", r.failures.length, r.told)
+	}
+}
+
 // Another role, or another mistake in the annotations, is news at once. Of each role that
 // serves there is one event, which nobody counts up.
 func TestChangedAnnotationsAreNews(t *testing.T) {

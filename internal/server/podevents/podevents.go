@@ -110,6 +110,9 @@ func reference(kind, namespace, name string, uid types.UID) corev1.ObjectReferen
 }
 
 func (r *Recorder) record(about corev1.ObjectReference, d diagnosis.Diagnosis) {
+	if d.Reason == "" { // there is nothing that its owner could do
+		return
+	}
 	now := time.Now()
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -30,7 +30,7 @@ func TestBadAnswers(t *testing.T) {
 		{fakests.Fault{Effect: fakests.TooManyRequests}, sts.Throttled, "Throttling: Rate exceeded"},
 		{fakests.Fault{Effect: fakests.InvalidClientTokenID}, sts.Identity, "InvalidClientTokenId: STS refuses the server's own AWS credentials"},
 		{fakests.Fault{Effect: fakests.ExpiredToken}, sts.Identity, "ExpiredToken: STS refuses the server's own AWS credentials"},
-		{fakests.Fault{Effect: fakests.RegionDisabled}, sts.Identity, "RegionDisabledException: STS is not activated in this region for the server's account"},
+		{fakests.Fault{Effect: fakests.RegionDisabled}, sts.Denied, "RegionDisabledException: STS is not activated in this region for account:123456789012."},
 		{fakests.Fault{Effect: fakests.InternalFailure}, sts.Unavailable, "InternalFailure: The request processing has failed"},
 		{fakests.Fault{Effect: fakests.ServiceUnavailable}, sts.Unavailable, "ServiceUnavailable: The request has failed"},
 		{fakests.Fault{Effect: fakests.Hang}, sts.Unavailable, "STS did not answer in time"},

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -12,6 +14,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/sts/types"
 	smithy "github.com/aws/smithy-go"
 	smithyhttp "github.com/aws/smithy-go/transport/http"
+
+	"github.com/iam4kube/iam4kube/internal/server/role"
 )
 
 // Kind sorts failed attempts by what has to happen next. It is a metric label.
@@ -156,6 +160,23 @@ func classifyAPI(api smithy.APIError, err error) *Error {
 	}
 	return e
 }
+
+// ofAccount sorts what is said of an account in which STS is not activated for the region: that of the
+// role, whose credentials are asked for. AWS's documents have named either account, so what counts is
+// the one in the message, if there is one.
+// https://docs.aws.amazon.com/IAM/latest/UserGuide/id_credentials_temp_enable-regions.html
+func ofAccount(e *Error, err error, r role.Role) *Error {
+	if _, ok := errors.AsType[*types.RegionDisabledException](err); !ok {
+		return e
+	}
+	message := messageOf(err)
+	if accounts := accountID.FindAllString(message, -1); len(accounts) > 0 && !slices.Contains(accounts, r.AccountID()) {
+		return e
+	}
+	return &Error{Kind: Denied, Code: e.Code, Message: message}
+}
+
+var accountID = regexp.MustCompile(`\b[0-9]{12}\b`)
 
 // messageOf is the first line of AWS's message: where it repeats what was signed, it does so
 // below.

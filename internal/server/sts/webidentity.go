@@ -48,7 +48,7 @@ func (c *Client) assumeRoleWithWebIdentity(ctx context.Context, r role.Role) (*C
 		PolicyArns:       sessionPolicies(r),
 	})
 	if err != nil {
-		return nil, c.explainToken(classify(err), err, r)
+		return nil, c.explainToken(ofAccount(classify(err), err, r), err, r)
 	}
 	return validate(output.Credentials, time.Now())
 }
@@ -78,6 +78,9 @@ func (c *Client) explainToken(e *Error, err error, r role.Role) *Error {
 	case e.Code == codeInvalidToken && strings.Contains(e.Message, "audience"):
 		e.Kind = Denied
 		e.Message += fmt.Sprintf(" (the IAM identity provider for %s in account %s needs the audience sts.amazonaws.com)", c.tokens.URL(), r.AccountID())
+	case e.Code == codeInvalidToken && strings.Contains(e.Message, "thumbprint"):
+		e.Kind = Denied
+		e.Message += fmt.Sprintf(" (the IAM identity provider for %s in account %s names another certificate than that URL shows)", c.tokens.URL(), r.AccountID())
 	case e.Code == codeInvalidToken, e.Code == codeCommunications:
 		e.Message += fmt.Sprintf(" (AWS has to reach %s/.well-known/openid-configuration and the keys that it names, with the one that signs: compare them with what server issuer prints)", c.tokens.URL())
 	case e.Code == "AccessDenied":

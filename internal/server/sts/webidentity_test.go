@@ -154,6 +154,8 @@ func TestClassifyWebIdentity(t *testing.T) {
 		}},
 		{"no provider", failure(400, "InvalidIdentityToken", "No OpenIDConnect provider found in your account for https://issuer.example/a"), Denied, []string{"account 123456789012", "https://issuer.example/a"}},
 		{"audience", failure(400, "InvalidIdentityToken", "Incorrect token audience"), Denied, []string{"account 123456789012", "sts.amazonaws.com"}},
+		{"thumbprint", failure(400, "InvalidIdentityToken", "OpenIDConnect provider's HTTPS certificate doesn't match configured thumbprint"), Denied, []string{"account 123456789012", "https://issuer.example/a", "thumbprint"}},
+		{"region", failure(403, "RegionDisabledException", "STS is not activated in this region for account:123456789012."), Denied, []string{"account:123456789012"}},
 		{"keys", failure(400, "InvalidIdentityToken", "Couldn't retrieve verification key from your identity provider,  please reference AssumeRoleWithWebIdentity documentation for requirements"), Identity, []string{"Couldn't retrieve", "https://issuer.example/a/.well-known/openid-configuration", "server issuer"}},
 		{"expired", failure(400, "ExpiredTokenException", "Token expired: current date/time 1 must be before the expiration date/time 0"), Identity, []string{"Token expired"}},
 		{"slow", failure(400, "IDPCommunicationError", "An error occurred"), Unavailable, []string{"An error occurred", "https://issuer.example/a"}},

@@ -63,6 +63,38 @@ func Endpoints(listenOn string, debug bool, gatherer prometheus.Gatherer, ready 
 	return endpoints
 }
 
+// CheckAddresses finds two flags that name one address, however each spells it.
+func CheckAddresses(listenOn, auxListenOn string, debug bool) error {
+	type address struct{ flag, text string }
+	all := []address{{"--listen-on", listenOn}, {"--aux-listen-on", auxListenOn}}
+	if debug {
+		all = append(all, address{"--debug", DebugAddress})
+	}
+	for i, one := range all {
+		for _, other := range all[i+1:] {
+			if overlap(one.text, other.text) {
+				return fmt.Errorf("%s %s and %s %s are one address, want two addresses", one.flag, one.text, other.flag, other.text)
+			}
+		}
+	}
+	return nil
+}
+
+// overlap is whether two sockets could not have these addresses at once. What is none is told of when
+// it is listened on.
+func overlap(one, other string) bool {
+	a, portA, err := net.SplitHostPort(one)
+	b, portB, err2 := net.SplitHostPort(other)
+	if err != nil || err2 != nil || portA != portB || portA == "0" {
+		return false
+	}
+	every := func(host string) bool {
+		ip, err := netip.ParseAddr(host)
+		return host == "" || err == nil && ip.IsUnspecified()
+	}
+	return a == b || every(a) || every(b)
+}
+
 // auxHandler answers /metrics, /healthz and /readyz.
 func auxHandler(gatherer prometheus.Gatherer, ready func() error) http.Handler {
 	mux := http.NewServeMux()

@@ -189,3 +189,29 @@ func TestConnectionsAreCounted(t *testing.T) {
 		}
 	}
 }
+
+// Addresses that one socket alone can have are told apart from those that two can, however they are spelled.
+func TestAddressesOfTwoFlags(t *testing.T) {
+	for _, tc := range []struct {
+		listenOn, auxListenOn string
+		debug                 bool
+		says                  string
+	}{
+		{":8080", ":9090", true, ""},
+		{":0", ":0", false, ""},
+		{"10.0.0.1:8080", "127.0.0.1:8080", false, ""},
+		{"[::1]:6060", ":9090", true, ""},
+		{"8080", "8080", false, ""}, // no addresses at all
+		{":8080", ":8080", false, "--listen-on :8080 and --aux-listen-on :8080"},
+		{":8080", "0.0.0.0:8080", false, "--aux-listen-on 0.0.0.0:8080"},
+		{"[::]:8080", "10.0.0.1:8080", false, "--aux-listen-on 10.0.0.1:8080"},
+		{":6060", ":9090", true, "--listen-on :6060 and --debug 127.0.0.1:6060"},
+		{":6060", ":9090", false, ""},
+		{":8080", "127.0.0.1:6060", true, "--aux-listen-on 127.0.0.1:6060 and --debug"},
+	} {
+		err := CheckAddresses(tc.listenOn, tc.auxListenOn, tc.debug)
+		if (err != nil) != (tc.says != "") || err != nil && !strings.Contains(err.Error(), tc.says) {
+			t.Errorf("%+v: %v", tc, err)
+		}
+	}
+}

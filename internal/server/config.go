@@ -9,6 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/validation"
 
+	"github.com/iam4kube/iam4kube/internal/auxserver"
 	"github.com/iam4kube/iam4kube/internal/server/audit"
 	"github.com/iam4kube/iam4kube/internal/server/issuer"
 	"github.com/iam4kube/iam4kube/internal/server/role"
@@ -48,9 +49,10 @@ type Config struct {
 
 // Validate finds flags that contradict each other, and names that are none.
 func (c Config) Validate() error {
+	if err := auxserver.CheckAddresses(c.ListenOn, c.AuxListenOn, c.Debug); err != nil {
+		return err
+	}
 	switch {
-	case c.ListenOn == c.AuxListenOn && !strings.HasSuffix(c.ListenOn, ":0"):
-		return fmt.Errorf("--listen-on and --aux-listen-on are both %s, want two addresses", c.ListenOn)
 	case c.MaxStaleness != 0 && c.MaxStaleness < minStaleness:
 		return fmt.Errorf("--max-staleness %v: want 0, which sets no limit, or at least %v: a quiet watch is silent for up to three minutes", c.MaxStaleness, minStaleness)
 	case c.SessionDuration%time.Second != 0:

@@ -9,6 +9,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/iam4kube/iam4kube/internal/auxserver"
 )
 
 // Config is the webhook's flags; docs/webhook.md describes them.
@@ -29,9 +31,10 @@ var PullPolicies = []string{string(corev1.PullIfNotPresent), string(corev1.PullA
 
 // Validate finds flags that contradict each other or what they name.
 func (c Config) Validate() error {
+	if err := auxserver.CheckAddresses(c.ListenOn, c.AuxListenOn, c.Debug); err != nil {
+		return err
+	}
 	switch {
-	case c.ListenOn == c.AuxListenOn && !strings.HasSuffix(c.ListenOn, ":0"):
-		return fmt.Errorf("--listen-on and --aux-listen-on are both %s, want two addresses", c.ListenOn)
 	case c.InitImage == "" || strings.TrimSpace(c.InitImage) != c.InitImage:
 		return fmt.Errorf("--init-image %q: want the image of ip2service, such as registry.example/iam4kube/ip2service:v1.0.0", c.InitImage)
 	case c.ProbeTimeout%time.Millisecond != 0, c.Wait%time.Millisecond != 0:

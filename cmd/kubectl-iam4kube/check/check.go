@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"sync"
 
-	admissionv1 "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -47,11 +46,11 @@ type installation struct {
 
 	server, webhook *appsv1.Deployment
 	daemons         *appsv1.DaemonSet
-	configuration   *admissionv1.MutatingWebhookConfiguration
-	policy          *admissionv1.MutatingAdmissionPolicy
 	service         *corev1.Service
-	// Errors of the six, nil also where one does not exist.
-	serverErr, webhookErr, daemonsErr, configurationErr, policyErr, serviceErr error
+	// Errors of the four, nil also where one does not exist.
+	serverErr, webhookErr, daemonsErr, serviceErr error
+	// What is done to new pods.
+	injection, tokens mutation
 
 	replicas    []cluster.Replica
 	replicasErr error
@@ -75,7 +74,7 @@ func Run(ctx context.Context, c *cluster.Cluster, version string) Report {
 	for _, category := range []Category{
 		i.look(ctx, "rights", look{"server", i.serverRights}, look{"ip2service", i.ip2serviceRights}, look{"webhook", i.webhookRights}),
 		i.look(ctx, "policies and webhook", look{"Service", i.serviceCheck}, look{"webhook", i.webhookCheck}, look{"configuration", i.configurationCheck},
-			look{"injection policy", i.policyCheck}, look{"admission policies", i.policies}, look{"other objects", i.others}, look{"labels of namespaces", i.labels}),
+			look{"mutating policies", i.mutatingPolicies}, look{"admission policies", i.policies}, look{"other objects", i.others}, look{"labels of namespaces", i.labels}),
 		i.look(ctx, "certificate", look{"CA in the configuration", i.caBundle}, look{"certificates", i.certificates}, look{"what the webhook shows", i.serving}),
 		i.look(ctx, "server and its AWS identity", look{"server", i.serverCheck}, look{"lists and watches", i.news}, look{"AWS identity", i.identity},
 			look{"token key", i.tokenKey}, look{"addresses", i.ambiguous}, look{"roles", i.roles}),
@@ -118,12 +117,8 @@ func (i *installation) read(ctx context.Context) {
 	reading.Go(func() {
 		i.daemons, i.daemonsErr = present(i.AppsV1().DaemonSets(i.Namespace).Get(ctx, cluster.IP2Service, get))
 	})
-	reading.Go(func() {
-		i.configuration, i.configurationErr = present(i.AdmissionregistrationV1().MutatingWebhookConfigurations().Get(ctx, cluster.Webhook, get))
-	})
-	reading.Go(func() {
-		i.policy, i.policyErr = present(i.AdmissionregistrationV1().MutatingAdmissionPolicies().Get(ctx, injectionPolicy, get))
-	})
+	reading.Go(func() { i.injection = i.mutation(ctx, cluster.Webhook, "iam4kube-inject") })
+	reading.Go(func() { i.tokens = i.mutation(ctx, cluster.Webhook+"-token", "iam4kube-token") })
 	reading.Go(func() {
 		i.service, i.serviceErr = present(i.CoreV1().Services(i.Namespace).Get(ctx, cluster.Service, get))
 	})
@@ -173,9 +168,9 @@ func (i *installation) namespace(ctx context.Context) finding.Finding {
 	return finding.Good("%s", i.Namespace)
 }
 
-// injects is whether pods are injected here by the webhook, and routes whether nodes route. Both
-// count as meant where a part of them was seen.
-func (i *installation) injects() bool { return i.webhook != nil || i.configuration != nil }
+// hasWebhook is whether new pods go by the webhook here, and routes whether nodes route. Both count
+// as meant where a part of them was seen.
+func (i *installation) hasWebhook() bool { return i.webhook != nil || len(i.configurations()) > 0 }
 
 func (i *installation) routes() bool { return i.daemons != nil }
 

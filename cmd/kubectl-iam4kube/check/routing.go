@@ -16,7 +16,7 @@ func (i *installation) routing(context.Context) finding.Finding {
 	switch {
 	case i.daemonsErr != nil:
 		return unseen("the DaemonSet "+cluster.IP2Service, i.daemonsErr)
-	case i.daemons == nil && (i.injects() || i.policy != nil || i.webhookErr != nil || i.configurationErr != nil || i.policyErr != nil):
+	case i.daemons == nil && (i.hasWebhook() || i.injection.policy != nil || i.webhookErr != nil || i.injection.err() != nil):
 		return finding.Good("not node-wide: pods are injected")
 	case i.daemons == nil:
 		return finding.NoRouting.Is("there is neither a DaemonSet %s/%s nor a webhook or a policy that injects: no pod is led to the servers", i.Namespace, cluster.IP2Service)

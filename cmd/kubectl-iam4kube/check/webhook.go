@@ -1,6 +1,7 @@
 package check
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -50,11 +51,11 @@ func (i *installation) webhookCheck(ctx context.Context) finding.Finding {
 	switch {
 	case i.webhookErr != nil:
 		return unseen("the Deployment "+cluster.Webhook, i.webhookErr)
-	case !i.injects():
+	case !i.hasWebhook():
 		return finding.Finding{}
 	case i.webhook == nil:
 		return finding.NoWebhook.Is("the MutatingWebhookConfiguration %s is there, and the Deployment %s/%s is not: no pod starts in namespaces that opted in",
-			cluster.Webhook, i.Namespace, cluster.Webhook)
+			i.configurations()[0].Name, i.Namespace, cluster.Webhook)
 	case i.webhook.Status.ReadyReplicas == 0:
 		return finding.WebhookNotReady.Is("no replica of %s is ready: %s", cluster.Webhook, i.whyNotReady(ctx, cluster.Webhook))
 	}
@@ -80,15 +81,18 @@ func (i *installation) whyNotReady(ctx context.Context, program string) string {
 }
 
 func (i *installation) configurationCheck(ctx context.Context) finding.Finding {
-	switch {
-	case i.configurationErr != nil:
-		return unseen("the MutatingWebhookConfiguration", i.configurationErr)
-	case !i.injects():
+	configurations := i.configurations()
+	switch err := cmp.Or(i.injection.configurationErr, i.tokens.configurationErr); {
+	case err != nil:
+		return unseen("the MutatingWebhookConfigurations", err)
+	case !i.hasWebhook():
 		return finding.Finding{}
-	case i.configuration == nil:
-		return finding.NoConfiguration.Is("the Deployment %s is there, and no MutatingWebhookConfiguration %s: nothing is injected", cluster.Webhook, cluster.Webhook)
+	case len(configurations) == 0:
+		return finding.NoConfiguration.Is("the Deployment %s is there, and neither the MutatingWebhookConfiguration %s nor %s-token: new pods stay as they are",
+			cluster.Webhook, cluster.Webhook, cluster.Webhook)
 	}
-	for _, hook := range i.configuration.Webhooks {
+	hooks := i.hooks()
+	for _, hook := range hooks {
 		if hook.FailurePolicy != nil && *hook.FailurePolicy != admissionv1.Fail {
 			return finding.FailurePolicy.Is("webhook %s has the failurePolicy %s: while it is down, pods start that reach their node's metadata service", hook.Name, *hook.FailurePolicy)
 		}
@@ -107,7 +111,7 @@ func (i *installation) configurationCheck(ctx context.Context) finding.Finding {
 			return unseen("the Service of the webhook", err)
 		}
 	}
-	return finding.Good("%s, %d webhooks", i.configuration.Name, len(i.configuration.Webhooks))
+	return finding.Good("%s, %d webhooks", configurations[0].Name, len(hooks))
 }
 
 func (i *installation) policies(ctx context.Context) finding.Finding {
@@ -127,7 +131,7 @@ func (i *installation) policies(ctx context.Context) finding.Finding {
 	if i.server != nil && i.server.Spec.Template.Spec.NodeSelector[cluster.ServerNode] != "" {
 		wanted = append(wanted, "iam4kube-server-nodes")
 	}
-	if i.injects() || i.policy != nil {
+	if i.hasWebhook() || i.injection.policy != nil || i.tokens.policy != nil {
 		wanted = append(wanted, "iam4kube-webhook-label", "iam4kube-net-admin")
 	}
 	for _, name := range wanted {
@@ -173,9 +177,12 @@ func (i *installation) others(ctx context.Context) finding.Finding {
 			}
 		}
 	}
-	if i.injects() {
+	if i.hasWebhook() {
+		paths = append(paths, both[0]+cluster.Webhook, both[1]+cluster.Webhook)
+	}
+	if i.hasWebhook() && i.certManaged() {
 		const issuers = "/apis/cert-manager.io/v1/%s/issuers/"
-		paths = append(paths, both[0]+cluster.Webhook, both[1]+cluster.Webhook, issuers+cluster.Webhook, issuers+cluster.Webhook+"-selfsigned")
+		paths = append(paths, issuers+cluster.Webhook, issuers+cluster.Webhook+"-selfsigned")
 	}
 	for _, path := range paths {
 		parts := strings.Split(path, "/")
@@ -198,7 +205,7 @@ func (i *installation) labels(ctx context.Context) finding.Finding {
 		return unseen("labels of namespaces", err)
 	}
 	var wrong []string
-	opted := 0
+	var o opted
 	for _, n := range namespaces.Items {
 		for label, values := range map[string][]string{
 			inject.Label: {inject.Enabled, inject.Disabled}, inject.TokenLabel: {inject.Enabled, inject.Disabled}, "iam4kube.io/identity": {"token"},
@@ -207,17 +214,12 @@ func (i *installation) labels(ctx context.Context) finding.Finding {
 				wrong = append(wrong, fmt.Sprintf("%s (%s: %q)", n.Name, label, value))
 			}
 		}
-		if n.Labels[inject.Label] == inject.Enabled {
-			opted++
-		}
+		o.add(n.Labels)
 	}
 	if len(wrong) > 0 {
 		return finding.NamespaceLabel.Is("labels that mean nothing, of the namespaces %s", finding.List(wrong))
 	}
-	if opted > 0 && !i.injects() && i.policy == nil && i.webhookErr == nil && i.configurationErr == nil && i.policyErr == nil {
-		return finding.NoWebhook.Is("%d namespaces have the label %s=%s, and there is neither a webhook nor a policy that injects", opted, inject.Label, inject.Enabled)
-	}
-	return finding.Good("%d namespaces opted in to injection", opted)
+	return i.opted(o)
 }
 
 // expiringSoon is when somebody should look: cert-manager renews 30 days before.
@@ -226,7 +228,7 @@ const expiringSoon = 7 * 24 * time.Hour
 // roots are the CA certificates of the webhooks.
 func (i *installation) roots() (pool *x509.CertPool, ends time.Time, err error) {
 	pool = x509.NewCertPool()
-	for _, hook := range i.configuration.Webhooks {
+	for _, hook := range i.hooks() {
 		bundle := hook.ClientConfig.CABundle
 		if len(bundle) == 0 {
 			return nil, ends, fmt.Errorf("webhook %s has no caBundle", hook.Name)
@@ -249,7 +251,7 @@ func (i *installation) roots() (pool *x509.CertPool, ends time.Time, err error) 
 }
 
 func (i *installation) caBundle(context.Context) finding.Finding {
-	if i.configuration == nil {
+	if len(i.configurations()) == 0 {
 		return finding.Finding{}
 	}
 	_, ends, err := i.roots()
@@ -272,7 +274,7 @@ type certificate struct {
 }
 
 func (i *installation) certificates(ctx context.Context) finding.Finding {
-	if !i.injects() {
+	if !i.hasWebhook() || !i.certManaged() {
 		return finding.Finding{}
 	}
 	for _, name := range []string{"iam4kube-webhook-ca", cluster.Webhook} {
@@ -297,7 +299,7 @@ func (i *installation) certificates(ctx context.Context) finding.Finding {
 
 // serving asks a replica of the webhook as the API server does.
 func (i *installation) serving(ctx context.Context) finding.Finding {
-	if i.configuration == nil || i.webhook == nil {
+	if len(i.configurations()) == 0 || i.webhook == nil {
 		return finding.Finding{}
 	}
 	roots, ends, err := i.roots()

@@ -120,6 +120,10 @@ var (
 		"no-webhook", "Apply your overlay, or remove the MutatingWebhookConfiguration and the labels if nothing is to be injected.",
 		"operations.md#when-the-webhook-is-down",
 	}
+	NoTokens = Piece{
+		"no-tokens", "Add the component token to your overlay, or remove the label where pods bring their tokens themselves.",
+		"tokens.md#turning-it-on",
+	}
 	WebhookNotReady = Piece{
 		"webhook-not-ready", "While no replica is ready, no pod starts in namespaces that opted in.",
 		"operations.md#when-the-webhook-is-down",
@@ -229,7 +233,7 @@ var (
 		"server.md#which-roles-a-namespace-may-have",
 	}
 	NoRouting = Piece{
-		"no-routing", "Apply one of the overlays node-wide, injection and both.",
+		"no-routing", "Apply one of the overlays node-wide, injection and both. With injection, label namespaces of tokens iam4kube.io/inject=enabled, too.",
 		"install.md#5-your-overlay",
 	}
 	Tainted = Piece{
@@ -258,7 +262,7 @@ var (
 var Pieces = []Piece{
 	NoPod, NotCreated, PodEnded, PodPending, NamespaceLabel, NotInjected, NotRouted, ServerNode, NotFirst, OldAddress, InitImage, InitFailed, InitRunning,
 	NoToken, OwnCredentials, NotAsked,
-	NoAPI, OldKubernetes, NoNamespace, NoAccount, Rights, NoService, Headless, ServicePort, ServiceSelector, NoWebhook, WebhookNotReady,
+	NoAPI, OldKubernetes, NoNamespace, NoAccount, Rights, NoService, Headless, ServicePort, ServiceSelector, NoWebhook, NoTokens, WebhookNotReady,
 	NoConfiguration, FailurePolicy, Selector, NoWebhookService, NoPolicy, NoObject, Unbound, PolicyImage, NoCABundle, CAExpired, NoCertificate,
 	CertificateNotReady, Untrusted, Expiring, NoServer, ServerNotReady, NotSynced, Stale, CutOff, Identity, TokenKey, Ambiguous, RolesDenied,
 	Throttled, AnnotationsWrong, RolesNotAllowed, NoRouting, Tainted, Versions, Skew, Disagree, Unpublished,

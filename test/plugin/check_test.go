@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
@@ -221,6 +222,30 @@ func TestCheck(t *testing.T) {
 	w.create(t, s)
 	w.ready(t, s, http.StatusNoContent)
 	well(t)
+	t.Run("with the documented rights", func(t *testing.T) {
+		if err := env.ApplyFiles(t.Context(), "../../docs/examples/kubectl-check.yaml"); err != nil {
+			t.Fatal(err)
+		}
+		rights := user(t, own, "nothing-more")
+		subjects := []rbacv1.Subject{{Kind: "ServiceAccount", Name: "user", Namespace: own}}
+		const name = "iam4kube-check"
+		ref := rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: name}
+		_, err := env.Client.RbacV1().ClusterRoleBindings().Create(t.Context(), &rbacv1.ClusterRoleBinding{ObjectMeta: metav1.ObjectMeta{Name: name}, RoleRef: ref, Subjects: subjects}, metav1.CreateOptions{})
+		if err == nil {
+			ref.Kind = "Role"
+			_, err = env.Client.RbacV1().RoleBindings(own).Create(t.Context(), &rbacv1.RoleBinding{ObjectMeta: metav1.ObjectMeta{Name: name}, RoleRef: ref, Subjects: subjects}, metav1.CreateOptions{})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		environment.Eventually(t, within, func() error {
+			if a := plugin(t, rights, "check"); a.status != 0 || len(a.bad("broken", "warning", "cannot-see")) != 0 {
+				return errors.New(a.text)
+			}
+			return nil
+		})
+	})
+	s.tokens(t, well)
 	t.Run("injected by a policy", func(t *testing.T) {
 		text, err := os.ReadFile("../../manifests/components/injection-policy/policy.yaml")
 		if err == nil {
@@ -255,6 +280,75 @@ func TestCheck(t *testing.T) {
 		}
 	})
 	serverAccount.run(t, s)
+}
+
+// tokens is about the component token, with injection and alone, and about a webhook without cert-manager.
+func (s *setup) tokens(t *testing.T, well func(*testing.T)) {
+	t.Helper()
+	bad := func(t *testing.T, want ...string) {
+		t.Helper()
+		environment.Eventually(t, within, func() error {
+			var have []string
+			for _, l := range check(t).bad("broken", "warning", "cannot-see") {
+				have = append(have, l.Piece)
+			}
+			if !slices.Equal(have, want) {
+				return fmt.Errorf("%q, want %q", have, want)
+			}
+			return nil
+		})
+	}
+	asks := func(t *testing.T, labels map[string]string) {
+		t.Helper()
+		w := healthy()
+		w.labels = labels
+		w.create(t, s)
+		w.ready(t, s, http.StatusNoContent)
+	}
+	tokens, injection := object{configurations, "", "iam4kube-webhook-token", ""}, object{configurations, "", "iam4kube-webhook", ""}
+	enabled := map[string]string{"iam4kube.io/token": "enabled"}
+	t.Run("tokens that nobody gives", func(t *testing.T) {
+		asks(t, enabled)
+		bad(t, "no-tokens")
+	})
+	text, err := os.ReadFile("../../manifests/components/token/webhook.yaml")
+	if err == nil {
+		err = env.Apply(t.Context(), text)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad(t, "no-ca-bundle")
+	s.edit(t, tokens, caBundle(s.ca))
+	t.Run("tokens", func(t *testing.T) {
+		asks(t, enabled)
+		well(t)
+		t.Run("led nowhere", func(t *testing.T) {
+			s.remove(t, object{daemonSets, own, "iam4kube-ip2service", ""})
+			bad(t, "no-routing")
+		})
+	})
+	t.Run("tokens alone", func(t *testing.T) {
+		s.remove(t, injection)
+		asks(t, enabled)
+		well(t)
+		asks(t, map[string]string{"iam4kube.io/inject": "enabled"})
+		bad(t, "no-webhook")
+	})
+	t.Run("without cert-manager", func(t *testing.T) {
+		for _, name := range []string{"iam4kube-webhook", "iam4kube-webhook-ca"} {
+			s.remove(t, object{certificates, own, name, ""})
+			issuer := map[string]string{"iam4kube-webhook": "iam4kube-webhook", "iam4kube-webhook-ca": "iam4kube-webhook-selfsigned"}[name]
+			s.remove(t, object{issuers, own, issuer, ""})
+		}
+		for _, o := range []object{tokens, injection} {
+			s.edit(t, o, func(o map[string]any) { delete(o["metadata"].(map[string]any), "annotations") })
+		}
+		well(t)
+	})
+	if err := env.Client.AdmissionregistrationV1().MutatingWebhookConfigurations().Delete(t.Context(), "iam4kube-webhook-token", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // run breaks the installation, and wants `check` to name it alone.

@@ -80,6 +80,7 @@ func (s *setup) edit(t *testing.T, o object, change func(map[string]any)) {
 					now[part] = before[part]
 				}
 			}
+			now["metadata"].(map[string]any)["annotations"] = before["metadata"].(map[string]any)["annotations"]
 		})
 		if err != nil && !apierrors.IsNotFound(err) {
 			t.Error(err)

@@ -255,6 +255,12 @@ func TestChartInjectsByPolicy(t *testing.T) {
 				}
 			})
 		}
+		// Named as components, the first takes the webhook away that tokens would come from.
+		have := byName(t, rendered(t, program, "--set-json", `components=["token", "injection-policy"]`), true)
+		want := byName(t, append(mustBuild(t, manifest("namespace")), mustBuild(t, withComponents(t, "both", "injection-policy", "token", "token-policy"))...), false)
+		if diff := cmp.Diff(want, have); diff != "" {
+			t.Errorf("%s: - kustomize, + Helm\n%s", filepath.Base(program), diff)
+		}
 		if _, stderr, err := helm(t, program, "template", "iam4kube", chart(), "--kube-version", "1.35", "--set", "injection.policy=true"); err == nil || !strings.Contains(stderr, "need Kubernetes 1.36 or later, this is v1.35") {
 			t.Errorf("%s: on Kubernetes 1.35: %v: %s", filepath.Base(program), err, stderr)
 		}

@@ -23,7 +23,7 @@ what kustomize itself makes of them.
 {{- if and .Values.injection.policy (not (has .Values.overlay (list "node-wide" "tokens-alone"))) -}}
 {{- $names = append $names "injection-policy" -}}
 {{- end -}}
-{{- if and .Values.injection.policy (or (has "token" $names) (eq .Values.overlay "tokens-alone")) -}}
+{{- if and (or .Values.injection.policy (has "injection-policy" $names)) (or (has "token" $names) (eq .Values.overlay "tokens-alone")) -}}
 {{- $names = append $names "token-policy" -}}
 {{- end -}}
 {{- uniq $names | toJson -}}

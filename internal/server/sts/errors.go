@@ -176,7 +176,7 @@ func ofAccount(e *Error, err error, r role.Role) *Error {
 	return &Error{Kind: Denied, Code: e.Code, Message: message}
 }
 
-var accountID = regexp.MustCompile(`\b[0-9]{12}\b`)
+var accountID = regexp.MustCompile(`\b\d{12}\b`)
 
 // messageOf is the first line of AWS's message: where it repeats what was signed, it does so
 // below.

@@ -198,7 +198,7 @@ func (i *installation) others(ctx context.Context) finding.Finding {
 	return finding.Good("quota, disruption budgets, network policies, issuers and the server's ConfigMap are there")
 }
 
-// labels looks for values that mean nothing, in namespaces that are older than the policy.
+// labels looks for values that nobody knows, in namespaces that are older than the policy.
 func (i *installation) labels(ctx context.Context) finding.Finding {
 	namespaces, err := i.CoreV1().Namespaces().List(ctx, metav1.ListOptions{})
 	if err != nil {
@@ -217,7 +217,7 @@ func (i *installation) labels(ctx context.Context) finding.Finding {
 		o.add(n.Labels)
 	}
 	if len(wrong) > 0 {
-		return finding.NamespaceLabel.Is("labels that mean nothing, of the namespaces %s", finding.List(wrong))
+		return finding.NamespaceLabel.Is("labels with values that nobody knows, of the namespaces %s", finding.List(wrong))
 	}
 	return i.opted(o)
 }

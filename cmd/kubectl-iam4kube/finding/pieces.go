@@ -29,7 +29,7 @@ var (
 		"troubleshooting.md#symptoms",
 	}
 	NamespaceLabel = Piece{
-		"namespace-label", "Correct the label's value: with any other than the documented ones it means nothing.",
+		"namespace-label", "Correct the label's value: any other than the documented ones does not do what it says.",
 		"webhook.md#opting-in-and-out",
 	}
 	NotInjected = Piece{

@@ -43,7 +43,7 @@ func (l *look) namespaceLink(ctx context.Context) (finding.Finding, error) {
 			continue
 		}
 		if !slices.Contains(labelValues[label], value) {
-			return finding.NamespaceLabel.Is("the namespace's label %s has the value %q, which means nothing: want %s",
+			return finding.NamespaceLabel.Is("the namespace's label %s has the value %q, want %s",
 				label, value, strings.Join(labelValues[label], " or ")), nil
 		}
 		have = append(have, label+"="+value)

@@ -74,6 +74,7 @@ func TestWrongFlagsExitWith2(t *testing.T) {
 		{[]string{"--service-name=a\nb"}, []string{"--service-name", "name of a Service"}},
 		{[]string{"--service-target-port="}, []string{"--service-target-port", "name or the number"}},
 		{[]string{"--service-target-port=70000"}, []string{"--service-target-port", "70000"}},
+		{[]string{"--service-target-port=+8080"}, []string{"--service-target-port", "name or the number"}},
 		{[]string{"--service-target-port=0"}, []string{"--service-target-port", "name or the number"}},
 		{[]string{"--service-target-port=Http!"}, []string{"--service-target-port", "Http!"}},
 		{[]string{"--bpf-dir=/sys/fs/bpf/"}, []string{"--bpf-dir", "/sys/fs/bpf/iam4kube"}},

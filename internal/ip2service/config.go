@@ -90,9 +90,10 @@ func (c Config) Validate() error {
 	return nil
 }
 
+// validPort says whether a port of an EndpointSlice can be called so: numbers are compared as they are written.
 func validPort(text string) bool {
 	if number, err := strconv.Atoi(text); err == nil {
-		return len(validation.IsValidPortNum(number)) == 0
+		return len(validation.IsValidPortNum(number)) == 0 && strconv.Itoa(number) == text
 	}
 	return len(validation.IsDNS1123Label(text)) == 0
 }

@@ -169,7 +169,7 @@ func (c *Client) assumeRole(ctx context.Context, r role.Role) (*Credentials, *Er
 	}
 	output, err := c.sts.AssumeRole(ctx, input)
 	if err != nil {
-		return nil, explain(ofAccount(classify(err), err, r), r)
+		return nil, ofAccount(explain(classify(err), r), err, r)
 	}
 	return validate(output.Credentials, time.Now())
 }
@@ -218,7 +218,7 @@ func explain(e *Error, r role.Role) *Error {
 		e.Message += fmt.Sprintf(" (the server's own identity is an assumed role, so a session may last at most 1 h, but %s asks for %v: shorten it with %s or --session-duration, or run the server as an IAM user)",
 			r.SessionName, r.Duration, role.AnnotationDuration)
 	}
-	if e.Kind != Denied || e.Code == "RegionDisabledException" {
+	if e.Kind != Denied {
 		return e
 	}
 	// A denial goes away without them, or with the permissions that they need.

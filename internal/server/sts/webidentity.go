@@ -48,7 +48,7 @@ func (c *Client) assumeRoleWithWebIdentity(ctx context.Context, r role.Role) (*C
 		PolicyArns:       sessionPolicies(r),
 	})
 	if err != nil {
-		return nil, c.explainToken(ofAccount(classify(err), err, r), err, r)
+		return nil, ofAccount(c.explainToken(classify(err), err, r), err, r)
 	}
 	return validate(output.Credentials, time.Now())
 }
